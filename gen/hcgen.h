@@ -1,0 +1,363 @@
+/* Every type that crosses a stage, sectioned by the file that makes it.
+ *
+ *   spec.c      text   -> Spec      (spec.h)
+ *   model.c     Spec   -> Model     every dimension a number, every parameter named
+ *   graph.c     Model  -> Graph     forward pass as SSA: row algebra and heavy ops
+ *   grad.c      Graph  -> Graph     reverse mode appended
+ *   simplify.c  Graph  -> Graph     constants folded, common and dead values gone
+ *   fuse.c      Graph  -> Plan      steps, kernels, what is stored
+ *   mem.c       Plan   -> Plan      buffers placed by lifetime
+ *   lower.c     Step   -> Kern      statements for one target mapping
+ *   emit.c      Kern   -> text
+ *   manifest.c  Plan   -> manifest  report.c  Plan -> plan.txt
+ *   interp.c    executes a Graph, or a Plan in its arenas, in double
+ *
+ * Letters: T rows (tokens), C width, L layers, S = 2L sublayers, H heads, K
+ * kv heads, D head size, F hidden, V vocab, Vp padded, n lanes. */
+#ifndef HCGEN_H
+#define HCGEN_H
+
+#include "base.h"
+#include "diag.h"
+#include "spec.h"
+
+/* model.c */
+
+typedef struct {
+	const char *name;       /* layers.3.attn.qkv */
+	int ndim, dim[3];
+	long n;
+	enum { ROLE_MATRIX, ROLE_TABLE, ROLE_COEF, ROLE_NORM } role;
+	double std;             /* normal; 0 with values NULL: zeros */
+	double *values;         /* n numbers, instead */
+	double lr_mul, betas[2], eps, weight_decay;
+	size_t off;             /* bytes, in params, grads, moment1, moment2 */
+	long woff;              /* bytes, in weights; -1: no bf16 copy */
+} Param;
+
+/* a coefficient: an element of a parameter, or a number */
+typedef struct { int param, idx; double num; } Ref;    /* param -1: num */
+
+typedef struct { int source; enum Site site; Ref c[MaxLanes]; } Term;
+
+/* one sublayer, everything decided */
+typedef struct {
+	bool attn, dead;
+	int n;                  /* lanes here */
+	bool enter;             /* one stream becomes n lanes before it */
+	bool leave;             /* n lanes become one stream after it */
+	Ref res[MaxLanes][MaxLanes], pre[MaxLanes], post[MaxLanes];
+	Ref lambda[MaxLanes];
+	enum Site lambda_site;
+	int nterm;
+	Term term[MaxSources];
+	int window;             /* keys before the token; 0: no limit */
+	int qkv, out, up, down, norm;   /* parameters; -1: none */
+} Sub;
+
+typedef struct {
+	const Spec *spec;
+	int L, S, C, H, K, D, F, V, Vp, n, T, seq, rot;
+	double attn_scale;
+	int nparam;
+	Param *param;
+	Sub *sub;               /* [S] */
+	int embed, head, final_norm;
+	int n0;                 /* lanes at layer 0 */
+	int nout;               /* lanes at the end */
+	Ref output[MaxLanes];
+	int lane_init;          /* parameter or -1 */
+	Ref init_term[MaxSources][MaxLanes];    /* lane-init coefficients; num 0: none */
+	int table[MaxSources];  /* bigram table parameter or -1 */
+	int gate[2][MaxSkips], gate_w[2][MaxSkips];     /* skips, backouts */
+	size_t params_nbytes, weights_nbytes;
+	char hash[65];          /* of the canonical spec */
+} Model;
+
+/* NULL when d has errors. */
+Model *model_build(Arena *a, Diag *d, const Spec *s);
+void model_print(const Model *m, FILE *f);
+void model_verify(const Model *m);
+
+/* graph.c, grad.c, simplify.c */
+
+typedef enum {
+#define POINT(id, name, arity, formula, flops, dx, dy) OP_##id,
+#define OTHER(id, name, arity, class, formula) OP_##id,
+#include "ops.def"
+#undef POINT
+#undef OTHER
+	NOp
+} Op;
+
+typedef enum { CL_POINT, CL_LEAF, CL_REDUCE, CL_INDEX, CL_HEAVY } OpClass;
+typedef struct { const char *name; int arity; OpClass class; int flops; const char *formula; } OpInfo;
+extern const OpInfo op_info[NOp];
+
+/* ordered by how they broadcast */
+typedef enum { K_NUM, K_SCALAR, K_ROWVAL, K_VEC, K_PVEC, K_MAT, K_TUPLE } Kind;
+
+enum { IDX_TOKENS, IDX_HASH };          /* gather, scatter: attr[0]; attr[1] rows */
+enum { EDGE_ZERO, EDGE_KEEP };          /* shift: attr[1] */
+
+/* which pass and which sort of glue a value belongs to */
+enum { GLUE_LANE, GLUE_BRANCH };
+
+typedef struct {
+	Op op;
+	Kind kind;
+	int width;              /* vec, pvec: channels; rowval: groups; else 1 */
+	int arg[6];
+	/* COEF: param, index  PVEC: param, row  MAT: param  TABLE: 0 cos 1 sin
+	 * DOT, SUMC: groups  SLICE, PAD: lo  ROTATE: head size, R, adjacent, sign
+	 * SHIFT, UNSHIFT: k, edge, within documents  OUT: which
+	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows */
+	int attr[4];
+	double num;             /* NUM: value  ATTN: scale */
+	const char *name;       /* for readers: lane0, n, h, dlane0 */
+	int sub;                /* sublayer it belongs to; -1: before, S: after */
+	bool bwd;
+	uint8_t glue;
+	bool keep;              /* the naive plan stores it where it crosses kernels */
+	bool accum;             /* and so every partial sum of its gradient */
+} Val;
+
+enum { GRAPH_TRAIN, GRAPH_EVAL, GRAPH_LOGITS };
+
+typedef struct {
+	Arena *mem;
+	const Model *model;
+	int mode;
+	long T;                 /* rows */
+	int n, cap;
+	Val *v;
+	int nfwd;               /* values before this are the forward pass */
+	/* results */
+	int loss;               /* scalar: sum of row losses, or -1 */
+	int logits;             /* vec, or -1 */
+	int *grad_first, *grad_last;    /* per parameter: list in contrib, or -1 */
+	struct Contrib { int val, idx, next; } *contrib; /* idx: element, row, or -1 */
+	int ncontrib, capcontrib;
+	/* context for new values */
+	const char *name;
+	int sub;
+	bool bwd;
+	uint8_t glue;
+	int *hash, nhash;       /* hash-consing, in simplify */
+	bool folding;
+} Graph;
+
+Graph *graph_new(Arena *a, const Model *m, int mode, long T);
+Graph *graph_build(Arena *a, const Model *m, int mode, long T);
+void graph_verify(const Graph *g);
+void graph_print(const Graph *g, FILE *f);
+/* one line: "lane0 = add(12, 15)" */
+void val_print(const Graph *g, int v, Buf *b);
+
+/* constructors; widths and kinds are inferred, operands checked */
+int num(Graph *g, double x);
+int coef(Graph *g, int param, int idx);
+int pvec(Graph *g, int param, int row);
+int mat(Graph *g, int param);
+int point(Graph *g, Op op, int x, int y);
+int add(Graph *g, int x, int y);
+int sub(Graph *g, int x, int y);
+int mul(Graph *g, int x, int y);
+int neg(Graph *g, int x);
+int step(Graph *g, int x);
+int dot(Graph *g, int x, int y, int groups);
+int sumc(Graph *g, int x, int groups);
+int sumg(Graph *g, int x);
+int sumr(Graph *g, int x);
+int bcast(Graph *g, int x, Kind kind, int width);
+int slice(Graph *g, int x, int lo, int width);
+int pad(Graph *g, int x, int lo, int width);
+int rotate(Graph *g, int x, int cosv, int sinv, int D, bool adjacent, int sign);
+int table(Graph *g, int which, int width);
+int heavy(Graph *g, Op op, Kind kind, int width, int x, int y);
+int as_kind(Graph *g, int x, Kind kind, int width);
+int val_named(Graph *g, int v, const char *name);       /* sets the name if it has none */
+int shift(Graph *g, Op op, int x, int k, int edge, bool docs);
+int out(Graph *g, int tuple, int which);
+int val_new(Graph *g, Val v);
+double round_bf16(double x);
+
+/* requires: graph_verify'd forward graph in mode TRAIN
+ * provides: a gradient contribution for every learned parameter that the loss
+ * depends on; the others have none (exactly zero) */
+void grad_append(Graph *g);
+void grad_contrib(Graph *g, int param, int idx, int val);
+
+/* requires: graph_verify'd.  provides: no arithmetic on numbers, no value that
+ * no result needs, no two equal values */
+Graph *simplify(Arena *a, const Graph *g);
+
+/* fuse.c */
+
+typedef enum { F32, BF16, F64, I32 } Dt;        /* storage types */
+int dt_size(Dt dt);
+const char *dt_name(Dt dt);
+
+/* a region of the acts arena: rows * width elements */
+typedef struct {
+	const char *name;       /* of the value, or what it is for */
+	int val;                /* value stored here, or -1 */
+	Dt dt;
+	long rows, width;
+	size_t nbytes, off;
+	int first, last;        /* steps of its life */
+} Buffer;
+
+enum { A_PARAMS, A_WEIGHTS, A_GRADS, A_MOMENT1, A_MOMENT2, A_ACTS, A_TABLES,
+       A_INPUTS, A_SCHED, A_RESULT, NArenas };
+extern const char *const arena_name[NArenas];
+
+/* regions that are not in acts, by name; emit.c gives their offsets */
+enum { INPUT_TOKENS, INPUT_TARGETS, INPUT_DOCSTART, INPUT_ORDER, INPUT_HASH,
+       INPUT_HASH_ORDER = INPUT_HASH + MaxSources, NInputs = INPUT_HASH_ORDER + MaxSources };
+
+/* an operand of a step: a place and how it is read */
+typedef struct {
+	enum { OPD_BUF, OPD_ARENA, OPD_TABLE, OPD_INPUT, OPD_INT, OPD_FLOAT } kind;
+	int id;                 /* BUF: buffer  ARENA, INPUT: which  TABLE: 0 cos 1 sin */
+	size_t off;             /* further bytes */
+	Dt dt;
+	long ld;                /* elements from row to row */
+	long i;
+	double f;
+} Opd;
+
+/* a row kernel: what it computes, before any mapping to threads */
+typedef struct {
+	int level;
+	int nroot, caproot, *root;      /* values it stores or sums over rows */
+	int nin, capin, *in;            /* stored values it reads */
+	int nsum, sum0;                 /* its scalar sums are partials sum0 … */
+} RowKernel;
+
+typedef struct {
+	enum { STEP_ROW, STEP_TEMPLATE, STEP_GEMM, STEP_TAIL } kind;
+	const char *site;       /* layers.3.attn.qkv fwd */
+	const char *name;       /* kernel name without dimensions, or template */
+	int sub;
+	bool bwd;
+	uint8_t glue;
+	double nbytes, flops, us;
+	RowKernel *row;         /* ROW */
+	int text;               /* ROW, TEMPLATE, TAIL: emitted text, by emit.c */
+	long items;
+	int nopd, capopd;       /* arguments; GEMM: A B C */
+	Opd *opd;
+	bool ta, tb, acc;       /* GEMM */
+	long m, n, k;
+	int val;                /* heavy op it carries out, or -1 */
+} Step;
+
+typedef struct {
+	Arena *mem;
+	const Model *model;
+	const Graph *g;         /* NULL: the update program */
+	const char *prog;       /* train, eval, logits, update */
+	long T;
+	int nstep, capstep;
+	Step *step;
+	int nbuf, capbuf;
+	Buffer *buf;
+	int *bufof;             /* value -> buffer, or -1 */
+	Dt *dt;                 /* value -> type it is stored in */
+	int npart, part;        /* scalar sums, [npart, 64] f32 in buffer part */
+	int *partof;            /* SUMR to scalar -> its partial, or -1 */
+	size_t acts_nbytes;
+	Opd logits;
+} Plan;
+
+enum { RowBlocks = 64 };        /* row blocks of a kernel = partials per sum */
+
+/* requires: simplified graph.  provides: steps cover what the results need;
+ * every step states bytes and flops.  breaks: buffers have no place yet */
+Plan *fuse(Arena *a, const Graph *g);
+Plan *plan_update(Arena *a, const Model *m);
+void plan_verify(const Plan *p);
+void plan_print(const Plan *p, FILE *f);
+/* operand constructors, shared with emit.c */
+Opd opd_buf(int buf, Dt dt, long ld);
+Opd opd_arena(int arena, size_t off, Dt dt, long ld);
+
+/* mem.c: offsets in acts by lifetime, 256-byte aligned; sets acts_nbytes */
+void mem_place(Plan *p);
+void mem_verify(const Plan *p);
+
+/* lower.c, emit.c: see kern.h */
+
+typedef struct {
+	const char *name;       /* symbol and file name */
+	const char *base;       /* the name before a clash was resolved */
+	char *body;             /* text without its sites line */
+	char *file;             /* whole text */
+	int nsite, capsite;
+	const char **site;
+	int firstsub;
+} Text;
+
+enum { PLAN_TRAIN, PLAN_EVAL, PLAN_LOGITS, PLAN_UPDATE, NPlans };
+
+/* everything that is emitted for one spec */
+typedef struct {
+	Arena *mem;
+	const Model *model;
+	Plan *plan[NPlans];
+	int ntext, captext;
+	Text *text;
+	size_t nbytes[NArenas];
+	size_t input[NInputs];  /* offsets in the inputs arena */
+	bool has_input[NInputs];
+	size_t cos_off, sin_off;
+} Bundle;
+
+/* The pipeline: spec to everything that is emitted.  T: rows of a micro-batch
+ * (0: as the spec says).  dump: stages to print, or "". */
+Bundle *generate(Arena *a, const Model *m, long T, const char *dump);
+void emit_texts(Bundle *b);             /* emit.c */
+void manifest(const Bundle *b, Buf *out);       /* manifest.c */
+void report(const Bundle *b, Buf *out);         /* report.c: plan.txt */
+/* Write DIR/{spec.yaml,plan.txt,manifest,kernels/}.  die()s. */
+void bundle_write(const Bundle *b, const char *dir);
+
+/* target.c: bandwidth and rates for the modelled times */
+typedef struct {
+	const char *name;
+	double gbs;             /* copy bandwidth, GB/s */
+	double bf16, f32;       /* GEMM rates, TFLOP/s */
+	double attn;            /* attention rate, TFLOP/s */
+	double launch;          /* us per launch */
+} Target;
+const Target *target_of(const Model *m);
+
+/* interp.c */
+
+/* Inputs of a run, host arrays; params by parameter index, in double. */
+typedef struct {
+	long T;
+	const int32_t *tokens, *targets, *docstart;
+	const int32_t *hash[MaxSources];        /* per source with a table */
+	double *const *param;
+	double scale;           /* of the loss gradient: 1/(tokens of the step) */
+} Inputs;
+
+/* values of a graph: x[v] is [T, width] for vec and rowval, [width] for a
+ * param, one number for a scalar; NULL where not wanted or not computed */
+typedef struct {
+	const Graph *g;
+	const Inputs *in;
+	double **x;
+	double **grad;          /* per parameter, zeros where nothing reaches it */
+} Interp;
+
+/* Run the whole graph.  want: values to keep (NULL: all). */
+Interp *interp_graph(const Graph *g, const Inputs *in, const bool *want);
+/* Run the plan's steps in arenas of doubles, dead buffers filled with NaN. */
+Interp *interp_plan(const Plan *p, const Inputs *in);
+void interp_free(Interp *t);
+double interp_loss(const Interp *t);    /* sum of row losses */
+
+#endif

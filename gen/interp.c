@@ -1,0 +1,679 @@
+/* Executes a Graph, or a Plan inside its arenas, in double: the living
+ * definition of the ops.
+ *
+ * interp_graph computes every value once, whole arrays at a time, plainly.
+ * interp_plan walks the steps of a plan and may touch nothing but what the
+ * step says it reads: operands come out of one block of memory laid out as
+ * mem.c planned it, results go back there, and memory whose buffer is dead
+ * holds NaN, so that a wrong lifetime or a missing store shows in the result. */
+#include "hcgen.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static double *
+array(size_t n)
+{
+	double *p = calloc(n ? n : 1, sizeof *p);
+
+	if (!p)
+		die("out of memory: %zu bytes for the interpreter", n * sizeof *p);
+	return p;
+}
+
+static size_t
+val_count(const Val *v, long T)
+{
+	switch (v->kind) {
+	case K_VEC:
+	case K_ROWVAL:
+		return (size_t)T * (size_t)v->width;
+	case K_PVEC:
+		return (size_t)v->width;
+	case K_TUPLE:
+	case K_MAT:
+		return 0;
+	default:
+		return 1;
+	}
+}
+
+/* element (row, c) of operand v as a value of `width` channels sees it */
+static double
+at(const Val *v, const double *x, long row, int c, int width)
+{
+	switch (v->kind) {
+	case K_VEC:
+		return x[row * v->width + c];
+	case K_ROWVAL:
+		return x[row * v->width + c / (width / v->width)];
+	case K_PVEC:
+		return x[c];
+	default:
+		return x[0];
+	}
+}
+
+static double
+formula(Op op, double x, double y)
+{
+	(void)y;
+	switch ((int)op) {
+#define POINT(id, name, arity, expr, flops, dx, dy) case OP_##id: return expr;
+#define OTHER(id, name, arity, class, expr)
+#include "ops.def"
+#undef POINT
+#undef OTHER
+	}
+	bug("interp: %s is not pointwise", op_info[op].name);
+}
+
+static void
+eval_point(Interp *I, const Val *v, double *r)
+{
+	const Graph *g = I->g;
+	const Val *a = &g->v[v->arg[0]], *b = v->arg[1] < 0 ? NULL : &g->v[v->arg[1]];
+	const double *x = I->x[v->arg[0]], *y = b ? I->x[v->arg[1]] : NULL;
+	long rows = v->kind == K_VEC || v->kind == K_ROWVAL ? I->in->T : 1, t;
+	int c;
+
+	for (t = 0; t < rows; t++)
+		for (c = 0; c < v->width; c++)
+			*r++ = formula(v->op, at(a, x, t, c, v->width),
+			               b ? at(b, y, t, c, v->width) : 0);
+}
+
+static void
+eval_reduce(Interp *I, const Val *v, double *r)
+{
+	const Graph *g = I->g;
+	const Val *a = &g->v[v->arg[0]], *b = v->arg[1] < 0 ? NULL : &g->v[v->arg[1]];
+	const double *x = I->x[v->arg[0]], *y = b ? I->x[v->arg[1]] : NULL;
+	long t, T = I->in->T;
+	int c, W = a->width, n = v->op == OP_SUMR ? W : v->width;
+
+	for (t = 0; t < T; t++)
+		for (c = 0; c < W; c++)
+			r[(v->op == OP_SUMR ? 0 : t * n) + c / (W / n)] +=
+			        at(a, x, t, c, W) * (b ? at(b, y, t, c, W) : 1);
+}
+
+/* the row that row t of a shift by k takes: -1 at an edge */
+static long
+shift_from(const Interp *I, const Val *v, long t, long k)
+{
+	long seq = I->g->model->seq, u = t - k;
+
+	if (u < 0 || u >= I->in->T || u / seq != t / seq)
+		return -1;
+	if (v->attr[2] && I->in->docstart[u] != I->in->docstart[t])
+		return -1;
+	return u;
+}
+
+static void
+eval_shift(Interp *I, const Val *v, double *r)
+{
+	const double *x = I->x[v->arg[0]];
+	long t, u, k = v->attr[0];
+	int c, W = v->width;
+
+	for (t = 0; t < I->in->T; t++)
+		for (c = 0; c < W; c++) {
+			u = shift_from(I, v, t, v->op == OP_SHIFT ? k : -k);
+			if (u >= 0)
+				r[t * W + c] = x[u * W + c];
+			if (v->attr[1] != EDGE_KEEP)
+				continue;
+			if (v->op == OP_SHIFT && u < 0)
+				r[t * W + c] = x[t * W + c];
+			if (v->op == OP_UNSHIFT && shift_from(I, v, t, k) < 0)
+				r[t * W + c] += x[t * W + c];
+		}
+}
+
+static void
+eval_rotate(Interp *I, const Val *v, double *r)
+{
+	const double *x = I->x[v->arg[0]];
+	const double *cs = I->x[v->arg[1]], *sn = I->x[v->arg[2]];
+	int D = v->attr[0], R = v->attr[1], d, j, i0, i1;
+	long h, heads = I->in->T * v->width / D, t;
+	double c, s;
+
+	for (h = 0; h < heads; h++, x += D, r += D) {
+		t = h / (v->width / D);
+		for (d = R; d < D; d++)
+			r[d] = x[d];
+		for (j = 0; j < R / 2; j++) {
+			i0 = v->attr[2] ? 2 * j : j;
+			i1 = v->attr[2] ? 2 * j + 1 : j + R / 2;
+			c = cs[t * (R / 2) + j];
+			s = v->attr[3] * sn[t * (R / 2) + j];
+			r[i0] = c * x[i0] + s * x[i1];
+			r[i1] = c * x[i1] - s * x[i0];
+		}
+	}
+}
+
+static void
+eval_index(Interp *I, const Val *v, double *r)
+{
+	const Val *a = &I->g->v[v->arg[0]];
+	const double *x = I->x[v->arg[0]];
+	long t, rows = v->kind == K_PVEC ? 1 : I->in->T;
+	int c, w = a->width, lo = v->attr[0];
+
+	if (v->op == OP_SHIFT || v->op == OP_UNSHIFT) {
+		eval_shift(I, v, r);
+		return;
+	}
+	if (v->op == OP_ROTATE) {
+		eval_rotate(I, v, r);
+		return;
+	}
+	for (t = 0; t < rows; t++)
+		for (c = 0; c < v->width; c++, r++) {
+			if (v->op == OP_SLICE)
+				*r = x[t * w + c + lo];
+			else if (v->op == OP_PAD)
+				*r = c >= lo && c < lo + w ? x[t * w + c - lo] : 0;
+			else
+				*r = at(a, x, t, c, v->width);
+		}
+}
+
+static void
+eval_leaf(Interp *I, const Val *v, double *r)
+{
+	const Model *m = I->g->model;
+	long t;
+	int j, n = v->width;
+	double f, theta;
+
+	switch ((int)v->op) {
+	case OP_NUM:
+		r[0] = v->num;
+		break;
+	case OP_COEF:
+		r[0] = I->in->param[v->attr[0]][v->attr[1]];
+		break;
+	case OP_PVEC:
+		memcpy(r, I->in->param[v->attr[0]] + (ptrdiff_t)v->attr[1] * n,
+		       (size_t)n * sizeof *r);
+		break;
+	case OP_TABLE:
+		for (t = 0; t < I->in->T; t++)
+			for (j = 0; j < n; j++) {
+				f = pow(m->spec->rotary_base, -(double)j / n);
+				theta = (double)(t % m->seq) * f;
+				r[t * n + j] = (float)(v->attr[0] ? sin(theta) : cos(theta));
+			}
+		break;
+	}
+}
+
+/* heavy ops */
+
+/* c[i, j] += sum over k of a[i, k] b[j, k], a as [m, k], b as [n, k]; strides
+ * let either be transposed.  Inner loop over i, so that it vectorises. */
+static void
+matmul(double *c, const double *a, const double *b, long m, long n, long k,
+       long ai, long ak, long bj, long bk)
+{
+	double *at_ = array((size_t)(m * k)), *row = array((size_t)m);
+	double w;
+	long i, j, l;
+
+	for (i = 0; i < m; i++)
+		for (l = 0; l < k; l++)
+			at_[l * m + i] = a[i * ai + l * ak];
+	for (j = 0; j < n; j++) {
+		memset(row, 0, (size_t)m * sizeof *row);
+		for (l = 0; l < k; l++) {
+			w = b[j * bj + l * bk];
+			for (i = 0; i < m; i++)
+				row[i] += w * at_[l * m + i];
+		}
+		for (i = 0; i < m; i++)
+			c[i * n + j] += row[i];
+	}
+	free(at_);
+	free(row);
+}
+
+typedef struct { int H, K, D; long first; double scale; } Head;
+
+static long
+first_key(const Interp *I, const Val *v, long t)
+{
+	long first = I->in->docstart[t];
+
+	if (v->attr[0] && t - v->attr[0] > first)
+		first = t - v->attr[0];
+	return first;
+}
+
+/* probabilities of query t of head h over its keys; returns logsumexp */
+static double
+softmax_row(const Interp *I, const Val *v, long t, int h, double *p, long first)
+{
+	const Model *m = I->g->model;
+	const double *q = I->x[v->arg[0]] + (t * m->H + h) * m->D;
+	const double *k;
+	double max = -INFINITY, sum = 0, s;
+	long j;
+	int d;
+
+	for (j = first; j <= t; j++) {
+		k = I->x[v->arg[1]] + (j * m->K + h / (m->H / m->K)) * m->D;
+		for (s = 0, d = 0; d < m->D; d++)
+			s += q[d] * k[d];
+		p[j - first] = s * v->num;
+		max = fmax(max, p[j - first]);
+	}
+	for (j = 0; j <= t - first; j++)
+		sum += p[j] = exp(p[j] - max);
+	for (j = 0; j <= t - first; j++)
+		p[j] /= sum;
+	return max + log(sum);
+}
+
+static void
+eval_attn(Interp *I, const Val *v, double *o, double *lse)
+{
+	const Model *m = I->g->model;
+	double *p = array((size_t)I->in->T);
+	const double *vv;
+	long t, j, first;
+	int h, d;
+
+	for (t = 0; t < I->in->T; t++)
+		for (h = 0; h < m->H; h++, o += m->D) {
+			first = first_key(I, v, t);
+			*lse++ = softmax_row(I, v, t, h, p, first);
+			for (j = first; j <= t; j++) {
+				vv = I->x[v->arg[2]] +
+				     (j * m->K + h / (m->H / m->K)) * m->D;
+				for (d = 0; d < m->D; d++)
+					o[d] += p[j - first] * vv[d];
+			}
+		}
+	free(p);
+}
+
+static void
+eval_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv)
+{
+	const Model *m = I->g->model;
+	double *p = array((size_t)I->in->T), delta, dp, ds;
+	const double *o, *dob, *q, *k, *vv;
+	long t, j, first, kv, i;
+	int h, d, D = m->D;
+
+	for (t = 0; t < I->in->T; t++)
+		for (h = 0; h < m->H; h++) {
+			i = (t * m->H + h) * D;
+			q = I->x[v->arg[0]] + i;
+			o = I->x[v->arg[3]] + i;
+			dob = I->x[v->arg[5]] + i;
+			first = first_key(I, v, t);
+			softmax_row(I, v, t, h, p, first);
+			for (delta = 0, d = 0; d < D; d++)
+				delta += dob[d] * o[d];
+			for (j = first; j <= t; j++) {
+				kv = (j * m->K + h / (m->H / m->K)) * D;
+				k = I->x[v->arg[1]] + kv;
+				vv = I->x[v->arg[2]] + kv;
+				for (dp = 0, d = 0; d < D; d++)
+					dp += dob[d] * vv[d];
+				ds = p[j - first] * (dp - delta) * v->num;
+				for (d = 0; d < D; d++) {
+					dq[i + d] += ds * k[d];
+					dk[kv + d] += ds * q[d];
+					dv[kv + d] += p[j - first] * dob[d];
+				}
+			}
+		}
+	free(p);
+}
+
+/* softcap and its derivative */
+static double
+softcap(const Spec *s, double l, double *dz)
+{
+	double z;
+
+	switch (s->softcap) {
+	case CAP_TANH:
+		z = tanh(l / s->cap);
+		*dz = 1 - z * z;
+		return s->cap * z;
+	case CAP_SIGMOID:
+		z = 1 / (1 + exp(-(l + s->cap_shift) / s->cap_temperature));
+		*dz = s->cap * z * (1 - z) / s->cap_temperature;
+		return s->cap * z;
+	default:
+		*dz = 1;
+		return l;
+	}
+}
+
+/* logits z and gradients of one row; returns its loss */
+static double
+head_row(Interp *I, double *l, int target)
+{
+	const Model *m = I->g->model;
+	double *dz = array((size_t)m->Vp), max = -INFINITY, sum = 0, loss;
+	int c;
+
+	for (c = 0; c < m->V; c++) {
+		l[c] = softcap(m->spec, l[c], &dz[c]);
+		max = fmax(max, l[c]);
+	}
+	for (c = 0; c < m->V; c++)
+		sum += exp(l[c] - max);
+	loss = max + log(sum) - l[target];
+	for (c = 0; c < m->Vp; c++)
+		l[c] = c < m->V ? I->in->scale * dz[c] *
+		       (exp(l[c] - max) / sum - (c == target)) : 0;
+	free(dz);
+	return loss;
+}
+
+static void
+eval_head(Interp *I, const Val *v, double *loss, double *dx, double *dw)
+{
+	const Model *m = I->g->model;
+	const double *x = I->x[v->arg[0]];
+	const double *w = I->in->param[I->g->v[v->arg[1]].attr[0]];
+	long T = I->in->T, t;
+	int C = m->C;
+	double *l = array((size_t)T * (size_t)m->Vp);
+
+	matmul(l, x, w, T, m->Vp, C, C, 1, C, 1);
+	for (t = 0; t < T; t++)
+		*loss += head_row(I, l + t * m->Vp, I->in->targets[t]);
+	matmul(dx, l, w, T, C, m->Vp, m->Vp, 1, 1, C);
+	matmul(dw, l, x, m->Vp, C, T, 1, m->Vp, 1, C);
+	free(l);
+}
+
+static const int32_t *
+gather_index(const Interp *I, const Val *v)
+{
+	const Spec *s = I->g->model->spec;
+	int j;
+
+	if (v->attr[0] == IDX_TOKENS)
+		return I->in->tokens;
+	for (j = 0; j < s->nsource; j++)
+		if (!s->source[j].none && s->source[j].kind == SRC_BIGRAM &&
+		    s->source[j].rows == v->attr[1])
+			return I->in->hash[j];
+	bug("interp: no hash of %d rows", v->attr[1]);
+}
+
+static void
+eval_gather(Interp *I, const Val *v, double *r)
+{
+	const int32_t *idx = gather_index(I, v);
+	const double *w;
+	long t, c, C = v->width;
+
+	if (v->op == OP_GATHER) {
+		w = I->in->param[I->g->v[v->arg[0]].attr[0]];
+		for (t = 0; t < I->in->T; t++)
+			memcpy(r + t * C, w + idx[t] * C, (size_t)C * sizeof *r);
+		return;
+	}
+	for (t = 0; t < I->in->T; t++)
+		for (c = 0; c < C; c++)
+			r[idx[t] * C + c] += I->x[v->arg[0]][t * C + c];
+}
+
+/* number of elements of a gradient matrix */
+static size_t
+mat_count(const Graph *g, const Val *v)
+{
+	const Val *a = &g->v[v->arg[0]];
+
+	if (v->op == OP_SCATTER)
+		return (size_t)v->attr[1] * (size_t)v->width;
+	if (v->op == OP_GEMM_DW)
+		return (size_t)a->width * (size_t)g->v[v->arg[1]].width;
+	return (size_t)g->model->Vp * (size_t)g->model->C;      /* head */
+}
+
+/* results of tuples live in x of their OUT values; those without one are
+ * computed into a spare */
+static double *
+tuple_result(Interp *I, int tuple, int which, size_t n, double **spare)
+{
+	const Graph *g = I->g;
+	int i;
+
+	for (i = tuple + 1; i < g->n; i++)
+		if (g->v[i].op == OP_OUT && g->v[i].arg[0] == tuple &&
+		    g->v[i].attr[0] == which) {
+			if (!I->x[i])
+				I->x[i] = array(n);
+			return I->x[i];
+		}
+	return *spare = array(n);
+}
+
+static void
+eval_tuple(Interp *I, int i)
+{
+	const Graph *g = I->g;
+	const Model *m = g->model;
+	const Val *v = &g->v[i];
+	size_t T = (size_t)I->in->T, HD = (size_t)(m->H * m->D);
+	size_t KD = (size_t)(m->K * m->D), W = (size_t)m->Vp * (size_t)m->C;
+	double *s[3] = {0}, *a, *b, *c;
+
+	if (v->op == OP_ATTN) {
+		a = tuple_result(I, i, 0, T * HD, &s[0]);
+		b = tuple_result(I, i, 1, T * (size_t)m->H, &s[1]);
+		eval_attn(I, v, a, b);
+	} else if (v->op == OP_ATTN_BWD) {
+		a = tuple_result(I, i, 0, T * HD, &s[0]);
+		b = tuple_result(I, i, 1, T * KD, &s[1]);
+		c = tuple_result(I, i, 2, T * KD, &s[2]);
+		eval_attn_bwd(I, v, a, b, c);
+	} else {
+		a = tuple_result(I, i, 0, 1, &s[0]);
+		b = tuple_result(I, i, 1, T * (size_t)m->C, &s[1]);
+		c = tuple_result(I, i, 2, W, &s[2]);
+		eval_head(I, v, a, b, c);
+	}
+	free(s[0]);
+	free(s[1]);
+	free(s[2]);
+}
+
+static void
+eval_heavy(Interp *I, int i, double *r)
+{
+	const Graph *g = I->g;
+	const Val *v = &g->v[i];
+	const double *x = I->x[v->arg[0]], *y = NULL, *w = NULL;
+	long T = I->in->T, n = v->width, k = g->v[v->arg[0]].width;
+	double dz;
+	size_t j;
+
+	if (v->arg[1] >= 0 && g->v[v->arg[1]].op == OP_MAT)
+		w = I->in->param[g->v[v->arg[1]].attr[0]];
+	switch ((int)v->op) {
+	case OP_GATHER:
+	case OP_SCATTER:
+		eval_gather(I, v, r);
+		break;
+	case OP_GEMM:
+	case OP_LOGITS:
+		matmul(r, x, w, T, n, k, k, 1, k, 1);
+		for (j = 0; v->op == OP_LOGITS && j < (size_t)(T * n); j++)
+			r[j] = softcap(g->model->spec, r[j], &dz);
+		break;
+	case OP_GEMM_DX:        /* dx[t, n] = sum_k dy[t, k] W[k, n] */
+		matmul(r, x, w, T, n, k, k, 1, 1, n);
+		break;
+	case OP_GEMM_DW:        /* dW[k, n] = sum_t dy[t, k] x[t, n] */
+		y = I->x[v->arg[1]];
+		n = g->v[v->arg[1]].width;
+		matmul(r, x, y, k, n, T, 1, k, 1, n);
+		break;
+	}
+}
+
+/* compute value i into I->x[i] */
+static void
+eval(Interp *I, int i)
+{
+	const Graph *g = I->g;
+	const Val *v = &g->v[i];
+	size_t n = val_count(v, I->in->T);
+
+	if (v->op == OP_MAT || v->op == OP_OUT)
+		return;
+	if (v->kind == K_TUPLE) {
+		eval_tuple(I, i);
+		return;
+	}
+	if (v->kind == K_MAT)
+		n = mat_count(g, v);
+	if (!I->x[i])
+		I->x[i] = array(n);
+	switch (op_info[v->op].class) {
+	case CL_POINT:
+		eval_point(I, v, I->x[i]);
+		break;
+	case CL_REDUCE:
+		if (v->op == OP_SUMG)
+			eval_reduce(I, v, I->x[i]);
+		else
+			eval_reduce(I, v, I->x[i]);
+		break;
+	case CL_INDEX:
+		eval_index(I, v, I->x[i]);
+		break;
+	case CL_LEAF:
+		eval_leaf(I, v, I->x[i]);
+		break;
+	case CL_HEAVY:
+		eval_heavy(I, i, I->x[i]);
+		break;
+	}
+}
+
+static Interp *
+interp_new(const Graph *g, const Inputs *in)
+{
+	Interp *I = calloc(1, sizeof *I);
+	int i;
+
+	if (!I)
+		die("out of memory: the interpreter");
+	I->g = g;
+	I->in = in;
+	I->x = calloc((size_t)g->n, sizeof *I->x);
+	I->grad = calloc((size_t)g->model->nparam, sizeof *I->grad);
+	if (!I->x || !I->grad)
+		die("out of memory: the interpreter");
+	for (i = 0; i < g->model->nparam; i++)
+		I->grad[i] = array((size_t)g->model->param[i].n);
+	return I;
+}
+
+static void
+add_gradients(Interp *I)
+{
+	const Graph *g = I->g;
+	const struct Contrib *c;
+	const Val *v;
+	double *d;
+	size_t n, j;
+	int p, k;
+
+	for (p = 0; p < g->model->nparam; p++)
+		for (k = g->grad_first[p]; k >= 0; k = c->next) {
+			c = &g->contrib[k];
+			v = &g->v[c->val];
+			d = I->grad[p];
+			n = 1;
+			if (c->idx >= 0)
+				d += (ptrdiff_t)c->idx * v->width;
+			if (v->kind == K_PVEC)
+				n = (size_t)v->width;
+			if (v->kind == K_MAT)
+				n = (size_t)g->model->param[p].n;
+			for (j = 0; j < n; j++)
+				d[j] += I->x[c->val][j];
+		}
+}
+
+/* last value that reads each value; results live for ever */
+static int *
+last_uses(const Graph *g, const bool *want)
+{
+	int *last = calloc((size_t)g->n, sizeof *last), i, j;
+
+	if (!last)
+		die("out of memory: the interpreter");
+	for (i = 0; i < g->n; i++) {
+		last[i] = !want || want[i] ? g->n : i;
+		for (j = 0; j < 6 && g->v[i].arg[j] >= 0; j++)
+			if (last[g->v[i].arg[j]] < i)
+				last[g->v[i].arg[j]] = i;
+	}
+	for (i = 0; i < g->ncontrib; i++)
+		last[g->contrib[i].val] = g->n;
+	if (g->loss >= 0)
+		last[g->loss] = g->n;
+	if (g->logits >= 0)
+		last[g->logits] = g->n;
+	return last;
+}
+
+Interp *
+interp_graph(const Graph *g, const Inputs *in, const bool *want)
+{
+	Interp *I = interp_new(g, in);
+	int *last = last_uses(g, want), i, j, a;
+
+	for (i = 0; i < g->n; i++) {
+		eval(I, i);
+		for (j = 0; j < 6 && g->v[i].arg[j] >= 0; j++) {
+			a = g->v[i].arg[j];
+			if (last[a] == i && I->x[a]) {
+				free(I->x[a]);
+				I->x[a] = NULL;
+			}
+		}
+	}
+	free(last);
+	add_gradients(I);
+	return I;
+}
+
+void
+interp_free(Interp *I)
+{
+	int i;
+
+	for (i = 0; i < I->g->n; i++)
+		free(I->x[i]);
+	for (i = 0; i < I->g->model->nparam; i++)
+		free(I->grad[i]);
+	free(I->x);
+	free(I->grad);
+	free(I);
+}
+
+double
+interp_loss(const Interp *I)
+{
+	return I->g->loss < 0 ? 0 : I->x[I->g->loss][0];
+}

@@ -1,0 +1,105 @@
+/* A lowered row kernel: statements for one target mapping.
+ *
+ * lower.c decides everything (phases, loops, names, what is held where);
+ * emit.c prints and decides nothing.  The body is what one row needs; the
+ * mapping says what surrounds it: on `cpu` a thread takes a block of rows and
+ * walks the channels of each in loops that the compiler vectorises. */
+#ifndef KERN_H
+#define KERN_H
+
+#include "hcgen.h"
+
+/* where a kernel runs */
+enum { TO_CPU };
+
+/* element index within a row: base + head*h + c*d, or its half for tables;
+ * head and c are the loop variables */
+typedef struct { int base, h, d; } Idx;
+
+typedef struct Exp Exp;
+struct Exp {
+	enum {
+		X_NUM,          /* num */
+		X_VAR,          /* name */
+		X_ELEM,         /* name[idx]: a local array or a head's rowval */
+		X_LOAD,         /* parameter par at row t, idx */
+		X_SCALAR,       /* parameter par, element idx.base: same for all rows */
+		X_SHIFT,        /* parameter par at another row, 0 where there is none */
+		X_OP,           /* op of a and b */
+	} kind;
+	double num;
+	const char *name;
+	int par;
+	Idx idx;
+	Op op;
+	Exp *a, *b;
+};
+
+typedef struct {
+	enum {
+		S_NOTE,         /* // name */
+		S_LET,          /* const float name = e */
+		S_ARRAY,        /* float name[n] */
+		S_ZERO,         /* float name = 0  or  float name[n] = {0} */
+		S_LOOP,         /* for name = lo … hi-1, n accumulators reduce in it */
+		S_END,
+		S_SET,          /* name[idx] = e */
+		S_ADD,          /* name += e, or name[idx] += e */
+		S_STORE,        /* parameter par at row t, idx = e, rounded to its type */
+		S_ROWS,         /* the loop over rows begins */
+		S_ROW_SRC,      /* const long name = row that a shift takes, or -1 */
+		S_PART,         /* partial of this block: parameter par, element n = name */
+		S_PART_ADD,     /* partial vector of this block: par at idx += e */
+		S_PART_ZERO,    /* partial vector of this block: par, n elements = 0 */
+	} kind;
+	const char *name;
+	Exp *e;
+	Idx idx;
+	int par, n, lo, hi;
+	bool indexed;
+	const char *reduce;     /* S_LOOP: accumulators, comma separated */
+	int shift[4];           /* S_ROW_SRC: k, edge, docs, seq; k < 0: adjoint */
+} Stmt;
+
+typedef struct {
+	enum { P_OUT, P_IN, P_COEF, P_PVEC, P_PART, P_PARTVEC, P_TABLE, P_DOCS,
+	       P_ROWS } kind;
+	const char *name;       /* lane0_in */
+	const char *shape;      /* [T,256] */
+	const char *what;       /* hc.post, layers.i.attn.out … */
+	Dt dt;
+	long width;             /* elements per row, of the stored value */
+	int val;
+	Opd opd;
+} Par;
+
+typedef struct {
+	Arena *mem;
+	const Plan *plan;
+	const Step *step;
+	int target;
+	const char *name;
+	int npar, cappar;
+	Par *par;
+	int nstmt, capstmt;
+	Stmt *stmt;
+	int nformula, capformula;
+	const char **formula;   /* what the kernel computes, for readers */
+	double row_read, row_write, row_flops;
+} Kern;
+
+/* requires: placed plan.  provides: every name defined once, loads and stores
+ * within their rows.  The step's operands are set to the kernel's parameters. */
+Kern *lower(Arena *a, const Plan *p, Step *s, int target);
+
+void kern_verify(const Kern *k);
+
+
+/* emit.c: the text of a kernel */
+void emit_kern(const Kern *k, Buf *b);
+
+/* shared by lower and the formulas */
+void point_text(Op op, const char *x, const char *y, Buf *b);
+void float_text(Buf *b, double x);
+
+#endif

@@ -1,0 +1,345 @@
+/* hcgen: verbs and options.  Each verb is one short function; the pipeline
+ * itself is generate.c, the runtime is runtime/. */
+#include "hcgen.h"
+#include "verbs.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+	int narg;
+	const char *arg[256];   /* what is no option */
+	int nset;
+	const char *set[256];
+	const char *out;        /* -o */
+	const char *dump;       /* -d */
+	const char *device, *params, *tokens, *dump_file, *prompt, *run;
+	long n, threads, rows;
+	double temperature;
+	long long seed;
+	bool has_seed, json, quiet, logits, list_params, schema;
+} Options;
+
+static const char usage[] =
+"usage: hcgen VERB [options]\n"
+"  check SPEC…              validate; the resolved model on one screen (--params: names and shapes)\n"
+"  emit SPEC [-o DIR]       write the trainer: spec.yaml, plan.txt, manifest, kernels/\n"
+"  plan SPEC                steps, bytes, flops, modelled time, memory map\n"
+"  verify SPEC              emitted kernels against the interpreter in double, step by step and as a whole\n"
+"  train SPEC [-o DIR]      emit, compile, train, validate; DIR/run holds metrics and parameters\n"
+"  sample RUN --prompt TEXT continue a text with a trained model\n"
+"  data bytes|show FILE…    make and inspect token shards\n"
+"  doctor                   what this machine has\n"
+"options\n"
+"  --set path=value   change a key of the spec, as YAML; repeatable\n"
+"  --seed N           train.seed, or the seed of verify and sample\n"
+"  --device cpu|auto  where to run (cpu is what there is)\n"
+"  --threads N        threads, default all cores\n"
+"  -o DIR             where to write (default out/NAME)\n"
+"  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan\n"
+"  --json             machine-readable output\n"
+"verify\n"
+"  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"
+"                     one forward and backward on your own parameters and tokens\n"
+"  --rows N           tokens to verify on (default: about 128)\n"
+"train\n"
+"  --params P.safetensors   start from these parameters      --run DIR   where the run goes\n"
+"sample\n"
+"  --prompt TEXT  -n TOKENS  --temperature X\n";
+
+static long
+number(const char *opt, const char *s)
+{
+	char *end;
+	long x;
+
+	errno = 0;
+	x = strtol(s, &end, 10);
+	if (errno || *end || end == s || x < 0)
+		die("%s: \"%s\" is not a number", opt, s);
+	return x;
+}
+
+static double
+decimal(const char *opt, const char *s)
+{
+	char *end;
+	double x = strtod(s, &end);
+
+	if (*end || end == s || !(x >= 0 && x < 1e9))
+		die("%s: \"%s\" is not a number", opt, s);
+	return x;
+}
+
+/* options that take a word, and where it goes */
+static bool
+word_option(Options *o, const char *opt, const char *value)
+{
+	const struct { const char *name; const char **to; } words[] = {
+		{ "-o", &o->out }, { "-d", &o->dump }, { "--device", &o->device },
+		{ "--params", &o->params }, { "--tokens", &o->tokens },
+		{ "--dump", &o->dump_file }, { "--prompt", &o->prompt },
+		{ "--run", &o->run },
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof words / sizeof *words; i++)
+		if (strcmp(opt, words[i].name) == 0) {
+			if (!value)
+				die("%s needs a value", opt);
+			*words[i].to = value;
+			return true;
+		}
+	return false;
+}
+
+static bool
+number_option(Options *o, const char *opt, const char *value)
+{
+	const struct { const char *name; long *to; } numbers[] = {
+		{ "-n", &o->n }, { "--threads", &o->threads }, { "--rows", &o->rows },
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof numbers / sizeof *numbers; i++)
+		if (strcmp(opt, numbers[i].name) == 0) {
+			if (!value)
+				die("%s needs a value", opt);
+			*numbers[i].to = number(opt, value);
+			return true;
+		}
+	return false;
+}
+
+static bool
+flag_option(Options *o, const char *opt)
+{
+	const struct { const char *name; bool *to; } flags[] = {
+		{ "--json", &o->json }, { "--quiet", &o->quiet },
+		{ "--logits", &o->logits }, { "--schema", &o->schema },
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof flags / sizeof *flags; i++)
+		if (strcmp(opt, flags[i].name) == 0) {
+			*flags[i].to = true;
+			return true;
+		}
+	return false;
+}
+
+static void
+add_set(Options *o, const char *value)
+{
+	if (o->nset == (int)(sizeof o->set / sizeof *o->set))
+		die("--set: more than %d", o->nset);
+	o->set[o->nset++] = value;
+}
+
+static void
+parse(Options *o, const char *verb, int argc, char **argv)
+{
+	static char seed[48];
+	const char *opt, *value;
+	int i;
+
+	for (i = 0; i < argc; i++) {
+		opt = argv[i];
+		value = i + 1 < argc ? argv[i + 1] : NULL;
+		if (strcmp(opt, "--params") == 0 && strcmp(verb, "check") == 0)
+			o->list_params = true;
+		else if (flag_option(o, opt))
+			;
+		else if (strcmp(opt, "--set") == 0 && value)
+			add_set(o, argv[++i]);
+		else if (strcmp(opt, "--seed") == 0 && value) {
+			o->seed = number(opt, argv[++i]);
+			o->has_seed = true;
+		} else if (strcmp(opt, "--temperature") == 0 && value)
+			o->temperature = decimal(opt, argv[++i]);
+		else if (word_option(o, opt, value) || number_option(o, opt, value))
+			i++;
+		else if (opt[0] == '-' && opt[1])
+			die("%s: unknown option, or its value is missing", opt);
+		else if (o->narg == (int)(sizeof o->arg / sizeof *o->arg))
+			die("too many arguments");
+		else
+			o->arg[o->narg++] = opt;
+	}
+	if (o->has_seed && strcmp(verb, "train") == 0) {
+		snprintf(seed, sizeof seed, "train.seed=%lld", o->seed);
+		add_set(o, seed);
+	}
+	if (o->device && strcmp(o->device, "cpu") != 0 && strcmp(o->device, "auto") != 0)
+		die("--device %s: this build runs on cpu (auto picks it)", o->device);
+}
+
+/* spec to model; errors are printed and end the process with 1 */
+static Model *
+model_of(Arena *a, const Options *o, const char *file)
+{
+	Diag *d = diag_new(a);
+	Spec *s = spec_read(a, d, file, o->nset, o->set);
+	Model *m = s ? model_build(a, d, s) : NULL;
+	Buf b = {0};
+
+	if (diag_count(d)) {
+		diag_flush(d, stderr);
+		exit(EX_SPEC);
+	}
+	if (o->dump && strchr(o->dump, 'y')) {
+		spec_print(s, &b);
+		fputs(b.s, stdout);
+		buf_free(&b);
+	}
+	return m;
+}
+
+static const char *
+one_arg(const Options *o, const char *verb)
+{
+	if (o->narg != 1)
+		die("%s takes one SPEC; `hcgen --help` lists the verbs", verb);
+	return o->arg[0];
+}
+
+static const char *
+out_dir(Arena *a, const Options *o, const Model *m)
+{
+	return o->out ? o->out : arena_printf(a, "out/%s", m->spec->name);
+}
+
+static int
+verb_check(Arena *a, const Options *o)
+{
+	const Model *m;
+	int i;
+
+	if (o->schema) {
+		Buf b = {0};
+
+		spec_schema(&b);
+		fputs(b.s, stdout);
+		buf_free(&b);
+		return EX_OK;
+	}
+	if (!o->narg)
+		die("check takes at least one SPEC");
+	for (i = 0; i < o->narg; i++) {
+		m = model_of(a, o, o->arg[i]);
+		if (o->list_params)
+			show_params(m, stdout);
+		else
+			show_model(generate(a, m, 0, o->dump ? o->dump : ""), o->json,
+			           stdout);
+	}
+	return EX_OK;
+}
+
+static int
+verb_emit(Arena *a, const Options *o)
+{
+	const Model *m = model_of(a, o, one_arg(o, "emit"));
+	const char *dir = out_dir(a, o, m);
+	Bundle *b = generate(a, m, 0, o->dump ? o->dump : "");
+
+	bundle_write(b, dir);
+	if (!o->quiet)
+		printf("%s: %d kernels, %d + %d + %d steps\n", dir, b->ntext,
+		       b->plan[PLAN_TRAIN]->nstep, b->plan[PLAN_EVAL]->nstep,
+		       b->plan[PLAN_UPDATE]->nstep);
+	return EX_OK;
+}
+
+static int
+verb_plan(Arena *a, const Options *o)
+{
+	const Model *m = model_of(a, o, one_arg(o, "plan"));
+	Buf b = {0};
+
+	report(generate(a, m, 0, o->dump ? o->dump : ""), &b);
+	fputs(b.s, stdout);
+	buf_free(&b);
+	return EX_OK;
+}
+
+static int
+verb_verify(Arena *a, const Options *o)
+{
+	VerifyOpts v = { .params = o->params, .tokens = o->tokens, .dump = o->dump_file,
+	                 .logits = o->logits, .rows = o->rows, .seed = o->seed,
+	                 .threads = (int)o->threads, .json = o->json };
+	const char *file = one_arg(o, "verify");
+
+	if ((v.params != NULL) != (v.tokens != NULL))
+		die("verify: --params and --tokens go together");
+	return verify(a, model_of(a, o, file), &v);
+}
+
+static int
+verb_train(Arena *a, const Options *o)
+{
+	const char *file = one_arg(o, "train"), *slash = strrchr(file, '/');
+	const Model *m = model_of(a, o, file);
+	const char *dir = out_dir(a, o, m);
+
+	bundle_write(generate(a, m, 0, o->dump ? o->dump : ""), dir);
+	return run_train(dir, slash ? arena_strndup(a, file, (size_t)(slash - file)) : ".",
+	                 o->run ? o->run : arena_printf(a, "%s/run", dir), o->params,
+	                 (int)o->threads, o->quiet, o->json);
+}
+
+static int
+verb_sample(Arena *a, const Options *o)
+{
+	(void)a;
+	if (o->narg != 1)
+		die("sample takes one RUN directory, such as out/tiny/run");
+	return run_sample(o->arg[0], o->prompt ? o->prompt : "", o->n ? o->n : 256,
+	                  o->temperature, o->seed, (int)o->threads);
+}
+
+static int
+verb_doctor(Arena *a, const Options *o)
+{
+	(void)a;
+	return run_doctor(o->json);
+}
+
+static const struct {
+	const char *name;
+	int (*run)(Arena *a, const Options *o);
+} verbs[] = {
+	{ "check", verb_check }, { "emit", verb_emit }, { "plan", verb_plan },
+	{ "verify", verb_verify }, { "train", verb_train }, { "sample", verb_sample },
+	{ "doctor", verb_doctor },
+};
+
+int
+main(int argc, char **argv)
+{
+	Options o = { .temperature = 0.8 };
+	Arena *a;
+	size_t i;
+	int rc;
+
+	if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+		fputs(usage, argc < 2 ? stderr : stdout);
+		return argc < 2 ? EX_ENV : EX_OK;
+	}
+	if (strcmp(argv[1], "data") == 0)
+		return run_data(argc - 2, argv + 2);
+	for (i = 0; i < sizeof verbs / sizeof *verbs; i++) {
+		if (strcmp(argv[1], verbs[i].name) != 0)
+			continue;
+		parse(&o, argv[1], argc - 2, argv + 2);
+		a = arena_new("main");
+		rc = verbs[i].run(a, &o);
+		arena_free(a);
+		if (fflush(stdout) != 0 || ferror(stdout))
+			die("cannot write the output: %s", strerror(errno));
+		return rc;
+	}
+	die("\"%s\" is no verb; `hcgen --help` lists them", argv[1]);
+}

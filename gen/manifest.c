@@ -1,0 +1,203 @@
+/* Bundle -> manifest: what the runtime loads.  The format is defined in
+ * docs/emitted.md; one fact per line, the order fixed. */
+#include "hcgen.h"
+
+#include <string.h>
+
+static void
+place(Buf *o, int arena, size_t off)
+{
+	buf_printf(o, "%s+%zu", arena_name[arena], off);
+}
+
+static void
+opd(const Bundle *b, const Plan *p, const Opd *x, Buf *o)
+{
+	switch (x->kind) {
+	case OPD_BUF:
+		place(o, A_ACTS, p->buf[x->id].off + x->off);
+		break;
+	case OPD_ARENA:
+		place(o, x->id, x->off);
+		break;
+	case OPD_TABLE:
+		place(o, A_TABLES, x->id ? b->sin_off : b->cos_off);
+		break;
+	case OPD_INPUT:
+		place(o, A_INPUTS, b->input[x->id] + x->off);
+		break;
+	case OPD_INT:
+		buf_printf(o, "i%ld", x->i);
+		break;
+	case OPD_FLOAT:
+		buf_puts(o, "f");
+		buf_num(o, x->f);
+		break;
+	}
+}
+
+static void
+num_field(Buf *o, const char *key, double x)
+{
+	buf_printf(o, " %s ", key);
+	buf_num(o, x);
+}
+
+static void
+head(const Bundle *b, Buf *o)
+{
+	static const char *const cool[] = { "constant", "linear", "cosine" };
+	const Model *m = b->model;
+	const Spec *s = m->spec;
+	bool docs = s->packing == PACK_DOCUMENTS;
+	int i;
+
+	buf_printf(o, "hcgen-manifest 1\nname %s\nspec %s\ntarget cpu\n", s->name, m->hash);
+	buf_printf(o, "model layers %d lanes %d width %d vocab %d padded %d\n", m->L, m->n,
+	           m->C, m->V, m->Vp);
+	buf_printf(o, "batch tokens %ld seq %d micro %d bos %d\n",
+	           b->plan[PLAN_TRAIN]->T, m->seq, s->micro_batches,
+	           s->document_mask ? s->bos : -1);
+	buf_printf(o, "numerics storage %s gemm %s\n", s->storage == F_BF16 ? "bf16" : "f32",
+	           s->gemm == F_BF16 ? "bf16" : "f32");
+	buf_printf(o, "train steps %d", s->steps);
+	num_field(o, "lr", s->lr);
+	buf_printf(o, " warmup %d", s->warmup);
+	num_field(o, "cooldown", s->cooldown);
+	buf_printf(o, " %s", cool[s->cooldown_kind]);
+	num_field(o, "floor", s->floor);
+	num_field(o, "clip", s->clip);
+	buf_printf(o, " val_every %d val_tokens %d log_every %d seed %lld\n", s->val_every,
+	           s->val_tokens, s->log_every, s->seed);
+	buf_printf(o, "data packing %s shuffle %d max_doc %d\n",
+	           docs ? "documents" : "stream", s->shuffle, s->max_doc);
+	for (i = 0; i < s->ntrain; i++)
+		buf_printf(o, "trainfile %s\n", s->train[i]);
+	for (i = 0; i < s->nval; i++)
+		buf_printf(o, "valfile %s\n", s->val[i]);
+	for (i = 0; i < NArenas; i++)
+		buf_printf(o, "arena %s %zu\n", arena_name[i], b->nbytes[i]);
+}
+
+static bool
+all_same(const double *v, long n)
+{
+	long i;
+
+	for (i = 1; i < n; i++)
+		if (v[i] != v[0])
+			return false;
+	return true;
+}
+
+static void
+params(const Bundle *b, Buf *o)
+{
+	const Model *m = b->model;
+	const Param *p;
+	long j;
+	int i, k;
+
+	for (i = 0; i < m->nparam; i++) {
+		p = &m->param[i];
+		buf_printf(o, "param %s f32 ", p->name);
+		for (k = 0; k < p->ndim; k++)
+			buf_printf(o, "%s%d", k ? "," : "", p->dim[k]);
+		buf_printf(o, " params+%zu ", p->off);
+		if (p->woff < 0)
+			buf_puts(o, "-");
+		else
+			place(o, A_WEIGHTS, (size_t)p->woff);
+		if (!p->values && p->std == 0) {
+			buf_puts(o, " const 0");
+		} else if (!p->values) {
+			buf_puts(o, " normal ");
+			buf_num(o, p->std);
+		} else if (all_same(p->values, p->n)) {
+			buf_puts(o, " const ");
+			buf_num(o, p->values[0]);
+		} else {
+			buf_puts(o, " values");
+			for (j = 0; j < p->n; j++) {
+				buf_puts(o, " ");
+				buf_num(o, p->values[j]);
+			}
+		}
+		buf_puts(o, "\n");
+	}
+}
+
+static void
+tables_inputs(const Bundle *b, Buf *o)
+{
+	static const char *const name[] = { "tokens", "targets", "docstart" };
+	const Model *m = b->model;
+	int i, j;
+
+	for (i = 0; m->rot && i < 2; i++) {
+		buf_printf(o, "table tables+%zu %s %d %d ", i ? b->sin_off : b->cos_off,
+		           i ? "rope_sin" : "rope_cos", m->seq, m->rot / 2);
+		buf_num(o, m->spec->rotary_base);
+		buf_puts(o, "\n");
+	}
+	for (i = 0; i < 3; i++)
+		buf_printf(o, "input %s inputs+%zu\n", name[i], b->input[i]);
+	for (j = 0; j < m->spec->nsource; j++)
+		if (b->has_input[INPUT_HASH + j])
+			buf_printf(o, "input hash inputs+%zu %d\n", b->input[INPUT_HASH + j],
+			           m->spec->source[j].rows);
+	buf_printf(o, "input order tokens inputs+%zu %d\n", b->input[INPUT_ORDER], m->Vp);
+	for (j = 0; j < m->spec->nsource; j++)
+		if (b->has_input[INPUT_HASH + j])
+			buf_printf(o, "input order hash inputs+%zu %d\n",
+			           b->input[INPUT_HASH_ORDER + j], m->spec->source[j].rows);
+	for (i = 0; i < b->ntext; i++)
+		buf_printf(o, "kernel %s kernels/%s.c\n", b->text[i].name, b->text[i].name);
+}
+
+static void
+one_step(const Bundle *b, const Plan *p, const Step *s, Buf *o)
+{
+	int j;
+
+	if (s->kind == STEP_GEMM) {
+		buf_printf(o, "gemm %c%c %ld %ld %ld acc %d", s->ta ? 't' : 'n',
+		           s->tb ? 't' : 'n', s->m, s->n, s->k, s->acc);
+		for (j = 0; j < 3; j++) {
+			buf_printf(o, " %c ", "abc"[j]);
+			opd(b, p, &s->opd[j], o);
+			buf_printf(o, " %s %ld", dt_name(s->opd[j].dt), s->opd[j].ld);
+		}
+		buf_printf(o, " bytes %.0f flops %.0f @ %s\n", s->nbytes, s->flops, s->site);
+		return;
+	}
+	buf_printf(o, "launch %s %ld bytes %.0f flops %.0f :", b->text[s->text].name,
+	           s->items, s->nbytes, s->flops);
+	for (j = 0; j < s->nopd; j++) {
+		buf_puts(o, " ");
+		opd(b, p, &s->opd[j], o);
+	}
+	buf_printf(o, " @ %s\n", s->site);
+}
+
+void
+manifest(const Bundle *b, Buf *o)
+{
+	const Plan *p;
+	int i, j;
+
+	head(b, o);
+	params(b, o);
+	tables_inputs(b, o);
+	for (i = 0; i < NPlans; i++) {
+		p = b->plan[i];
+		buf_printf(o, "program %s %ld\n", p->prog, p->T);
+		for (j = 0; j < p->nstep; j++)
+			one_step(b, p, &p->step[j], o);
+		if (i == PLAN_LOGITS) {
+			buf_puts(o, "output logits ");
+			opd(b, p, &p->logits, o);
+			buf_printf(o, " %d\n", b->model->Vp);
+		}
+	}
+}

@@ -1,0 +1,152 @@
+/* Bundle -> plan.txt: the plan for people. */
+#include "hcgen.h"
+
+#include <string.h>
+
+typedef struct { double fwd, bwd; } Pair;
+
+static double *
+side(Pair *p, const Step *s)
+{
+	return s->bwd ? &p->bwd : &p->fwd;
+}
+
+/* a layer in the middle whose neighbours are like it */
+static int
+steady_layer(const Model *m)
+{
+	return m->L / 2;
+}
+
+static void
+glue_lines(const Bundle *b, Buf *o)
+{
+	const Plan *p = b->plan[PLAN_TRAIN];
+	const Model *m = b->model;
+	double U = 2. * m->C * (double)p->T, all;
+	Pair layer[2] = {{0}}, total[2] = {{0}};
+	const Step *s;
+	int i, g;
+
+	for (i = 0; i < p->nstep; i++) {
+		s = &p->step[i];
+		if (s->kind != STEP_ROW)
+			continue;
+		*side(&total[s->glue], s) += s->nbytes;
+		if (s->sub >= 0 && s->sub / 2 == steady_layer(m))
+			*side(&layer[s->glue], s) += s->nbytes;
+	}
+	for (g = 0; g < 2; g++) {
+		all = total[g].fwd + total[g].bwd;
+		buf_printf(o, "%-12s forward %6.2f  backward %6.2f  U per steady layer    "
+		           "total %.0f bytes/token\n", g == GLUE_LANE ? "lane glue" : "branch glue",
+		           layer[g].fwd / U, layer[g].bwd / U, all / (double)p->T);
+	}
+}
+
+static const char *
+class_of(const Step *s)
+{
+	if (s->kind == STEP_ROW || s->kind == STEP_TAIL || strcmp(s->name, "finish") == 0)
+		return "glue";
+	if (s->kind == STEP_GEMM)
+		return strncmp(s->site, "head", 4) == 0 ? "head" : "gemm";
+	if (strncmp(s->name, "attn", 4) == 0)
+		return "attention";
+	if (strncmp(s->site, "head", 4) == 0 || strcmp(s->name, "loss_sum") == 0)
+		return "head";
+	return "other";
+}
+
+static void
+modelled_line(const Bundle *b, Buf *o)
+{
+	static const char *const class[] = { "glue", "gemm", "attention", "head", "other" };
+	double t[5] = {0}, sum = 0, opt = 0;
+	const Plan *p = b->plan[PLAN_TRAIN];
+	int i, c;
+
+	for (i = 0; i < p->nstep; i++)
+		for (c = 0; c < 5; c++)
+			if (strcmp(class_of(&p->step[i]), class[c]) == 0)
+				t[c] += p->step[i].us;
+	for (c = 0; c < 5; c++)
+		sum += t[c];
+	for (i = 0; i < b->plan[PLAN_UPDATE]->nstep; i++)
+		opt += b->plan[PLAN_UPDATE]->step[i].us;
+	buf_printf(o, "%-12s %.3f ms per micro-step of %ld tokens on %s (", "modelled",
+	           sum / 1e3, p->T, target_of(b->model)->name);
+	for (c = 0; c < 5; c++)
+		buf_printf(o, "%s%s %.3f", c ? ", " : "", class[c], t[c] / 1e3);
+	buf_printf(o, "), optimizer %.3f ms per step\n", opt / 1e3);
+}
+
+static void
+program_table(const Bundle *b, const Plan *p, Buf *o)
+{
+	const Step *s;
+	double bytes = 0, flops = 0, us = 0;
+	int i;
+
+	buf_printf(o, "\nprogram %s: %d steps, %ld tokens\n", p->prog, p->nstep, p->T);
+	buf_printf(o, "%5s  %-36s %-34s %12s %14s %9s\n", "step", "site", "kernel or gemm",
+	           "bytes", "flops", "us");
+	for (i = 0; i < p->nstep; i++) {
+		s = &p->step[i];
+		if (s->kind == STEP_GEMM)
+			buf_printf(o, "%5d  %-36s %c%c %ldx%ldx%ld%s", i, s->site,
+			           s->ta ? 't' : 'n', s->tb ? 't' : 'n', s->m, s->n, s->k,
+			           s->acc ? " +=" : "");
+		else
+			buf_printf(o, "%5d  %-36s %-34s", i, s->site, b->text[s->text].name);
+		buf_printf(o, "  bytes %.0f flops %.0f us %.2f\n", s->nbytes, s->flops, s->us);
+		bytes += s->nbytes;
+		flops += s->flops;
+		us += s->us;
+	}
+	buf_printf(o, "total  bytes %.0f flops %.0f modelled %.1f us\n", bytes, flops, us);
+}
+
+static void
+memory_map(const Plan *p, Buf *o)
+{
+	const Buffer *x;
+	int i;
+
+	buf_printf(o, "\nacts of program %s: %zu bytes\n", p->prog, p->acts_nbytes);
+	buf_printf(o, "%14s %14s  %-6s %-16s %s\n", "offset", "bytes", "dtype", "life", "what");
+	for (i = 0; i < p->nbuf; i++) {
+		x = &p->buf[i];
+		buf_printf(o, "%14zu %14zu  %-6s %5d..%-9d %s [%ld,%ld]\n", x->off, x->nbytes,
+		           dt_name(x->dt), x->first, x->last, x->name, x->rows, x->width);
+	}
+}
+
+void
+report(const Bundle *b, Buf *o)
+{
+	const Model *m = b->model;
+	size_t sum = 0;
+	long n = 0;
+	int i;
+
+	for (i = 0; i < m->nparam; i++)
+		n += m->param[i].n;
+	buf_printf(o, "plan of %s: %d layers, width %d, %d lanes, %d heads (%d kv) of %d, hidden %d,"
+	           " vocab %d (%d)\n", m->spec->name, m->L, m->C, m->n, m->H, m->K, m->D, m->F,
+	           m->V, m->Vp);
+	buf_printf(o, "%ld parameters, %ld tokens per micro-batch in sequences of %d\n\n", n,
+	           b->plan[PLAN_TRAIN]->T, m->seq);
+	glue_lines(b, o);
+	modelled_line(b, o);
+	buf_printf(o, "\nmemory\n");
+	for (i = 0; i < NArenas; i++) {
+		buf_printf(o, "%14zu  %s\n", b->nbytes[i], arena_name[i]);
+		sum += b->nbytes[i];
+	}
+	buf_printf(o, "%14zu  together\n", sum);
+	for (i = 0; i < NPlans; i++)
+		program_table(b, b->plan[i], o);
+	for (i = 0; i < NPlans; i++)
+		memory_map(b->plan[i], o);
+}

@@ -1,0 +1,248 @@
+/* The runtime: executes an emitted directory.  It knows nothing of specs.
+ *
+ * Sectioned by file.  Sizes are bytes (nbytes, off), counts are elements. */
+#ifndef HCRUN_H
+#define HCRUN_H
+
+#include "../gen/base.h"
+
+typedef union { void *p; long i; double f; } HcArg;
+typedef void HcKernel(const HcArg *a, long item);
+
+typedef enum { DT_F32, DT_BF16, DT_F64, DT_I32 } Dtype;
+
+enum { AR_PARAMS, AR_WEIGHTS, AR_GRADS, AR_MOMENT1, AR_MOMENT2, AR_ACTS,
+       AR_TABLES, AR_INPUTS, AR_SCHED, AR_RESULT, NArena };
+extern const char *const arena_names[NArena];
+
+typedef struct { int arena; size_t off; } Place;        /* arena -1: none */
+
+/* load.c: manifest -> Run */
+
+typedef struct {
+	const char *name;
+	int ndim;
+	long dim[3], n;                 /* n = product of dim */
+	size_t off;                     /* in params, grads, moment1, moment2 */
+	Place weights;                  /* bf16 copy, or none */
+	enum { PI_NORMAL, PI_CONST, PI_VALUES } init;
+	double std;                     /* PI_NORMAL: std; PI_CONST: value */
+	double *values;                 /* PI_VALUES: n numbers */
+} RunParam;
+
+typedef struct {
+	enum { IN_TOKENS, IN_TARGETS, IN_DOCSTART, IN_HASH, IN_ORDER_TOKENS,
+	       IN_ORDER_HASH } kind;
+	Place at;
+	int rows;                       /* of the table, for HASH and ORDER */
+} RunInput;
+
+typedef struct {
+	Place at;
+	bool sine;
+	int positions, columns;
+	double base;
+} RunTable;
+
+typedef struct { const char *name, *file; HcKernel *fn; } RunKernel;
+
+typedef struct { Place at; Dtype dt; long ld; } Mat;
+
+typedef struct {
+	enum { ST_LAUNCH, ST_GEMM, ST_COPY } kind;
+	const char *site;
+	double nbytes, flops;           /* as planned */
+	/* ST_LAUNCH */
+	int kernel;                     /* index */
+	long items;
+	int narg;
+	struct { enum { ARG_PLACE, ARG_INT, ARG_FLOAT } kind;
+	         Place at; long i; double f; } *arg;
+	HcArg *bound;                   /* arg with addresses filled in */
+	/* ST_GEMM */
+	bool ta, tb, acc;
+	long m, n, k;
+	Mat a, b, c;
+	/* ST_COPY: c.at <- a.at, m bytes */
+} RunStep;
+
+enum { PROG_TRAIN, PROG_EVAL, PROG_LOGITS, PROG_UPDATE, NProg };
+
+typedef struct { const char *name; long tokens; int nstep; RunStep *step; } RunProg;
+
+typedef struct Pool Pool;
+typedef struct Gemm Gemm;
+
+typedef struct Run {
+	Arena *mem;                     /* host structures live here */
+	const char *dir;                /* emitted directory */
+	const char *name, *spec_hash;
+	int layers, lanes, width, vocab, padded;
+	long tokens, seq, micro;        /* tokens per micro-batch */
+	int bos;
+	bool storage_bf16, gemm_bf16;
+	/* train */
+	long steps, warmup, val_every, val_tokens, log_every;
+	double lr, cooldown, floor, clip;
+	enum { RUN_COOL_CONSTANT, RUN_COOL_LINEAR, RUN_COOL_COSINE } cooldown_kind;
+	long long seed;
+	/* data */
+	bool packing_documents, shuffle;
+	long max_doc;
+	int ntrainfile, nvalfile;
+	const char **trainfile, **valfile;
+
+	size_t arena_size[NArena];
+	char *arena[NArena];            /* 256-byte aligned */
+	int nparam, ninput, ntable, nkernel;
+	RunParam *param;
+	RunInput *input;
+	RunTable *table;
+	RunKernel *kernel;
+	RunProg prog[NProg];
+	Place logits;                   /* output of the logits program */
+	long logits_ld;
+
+	Pool *pool;
+	Gemm *gemm;
+	void *lib;                      /* compiled kernels */
+	int nedited;                    /* kernels that differ from what emit writes */
+} Run;
+
+/* Parse DIR/manifest.  Every number is checked: places inside their arenas,
+ * kernels existing, counts bounded.  die()s with the line on damage. */
+Run *run_load(const char *dir);
+
+/* Allocate arenas, compile and load kernels, start threads, fill tables.
+ * nthreads 0: all cores.  die()s with a message on failure. */
+void run_open(Run *r, int nthreads);
+void run_close(Run *r);                 /* releases everything, frees r */
+void *run_at(const Run *r, Place p);    /* host address */
+const RunParam *run_param(const Run *r, const char *name);     /* or NULL */
+void run_memory(const Run *r, FILE *f); /* the memory table */
+
+/* init.c: initial parameters (docs/spec.md), bf16 copies, rotary tables */
+void run_init_params(Run *r, long long seed);
+void run_sync_weights(Run *r);          /* bf16 copies from params */
+void run_fill_tables(Run *r);
+
+/* pool.c: calls fn(arg, item) for items 0..items-1 on all threads */
+Pool *pool_new(int nthreads);
+void pool_free(Pool *p);
+int pool_threads(const Pool *p);
+int pool_self(void);                    /* 0 … threads-1, of the calling thread */
+void pool_run(Pool *p, void (*fn)(void *arg, long item), void *arg, long items);
+
+/* gemm.c: oneDNN opened at run time; results do not depend on the number of
+ * threads: fixed tiles of C, fixed chunks of k added in order */
+Gemm *gemm_new(Pool *p);                /* die()s when no library is found */
+void gemm_free(Gemm *g);
+bool gemm_has_bf16(void);               /* native bf16 dot products here */
+/* Makes what gemm_run needs for these operands, so that a step makes nothing. */
+void gemm_prepare(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
+                  Dtype at, long lda, Dtype bt, long ldb, Dtype ct, long ldc);
+size_t gemm_scratch(const Gemm *g);     /* bytes held for it */
+void gemm_run(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
+              const void *a, Dtype at, long lda, const void *b, Dtype bt,
+              long ldb, void *c, Dtype ct, long ldc);
+
+/* compile.c: kernels/ *.c -> one shared object, cached by content hash */
+void compile_kernels(Run *r);           /* fills kernel[].fn, lib */
+void compile_close(Run *r);
+
+/* launch.c */
+void run_program(Run *r, int prog);     /* all steps, in order */
+/* the same, calling after(ctx, step index) behind each step */
+void run_program_each(Run *r, int prog, void (*after)(void *, int), void *ctx);
+/* seconds per step index are added to t[] (may be NULL) */
+void run_program_timed(Run *r, int prog, double *t);
+
+/* shard.c: token files (.bin) */
+typedef struct {
+	const char *path;
+	const uint16_t *token;          /* mapped read-only */
+	long n;
+	void *map;
+	size_t nbytes;                  /* of the mapping */
+} Shard;
+/* die()s unless magic, version and count agree with the file; path stays the
+ * caller's. */
+void shard_open(Shard *s, const char *path);
+void shard_close(Shard *s);
+/* Streams into a temporary beside path; shard_finish puts it in place. */
+typedef struct ShardWriter ShardWriter;
+ShardWriter *shard_create(Arena *a, const char *path);
+void shard_put(ShardWriter *w, const uint16_t *token, long n);
+long shard_finish(ShardWriter *w);      /* tokens written */
+void shard_abandon(ShardWriter *w);     /* leaves nothing behind */
+
+/* bytes.c: text as tokens 0..255, documents begin with ByteBos */
+enum { ByteBos = 256, ByteVocab = 257 };
+/* The shard DIR/{train,val}.bin that `auto` stands for, made when absent. */
+const char *auto_shard(Arena *a, bool train);
+/* The same from the headers under root, into dir. */
+void auto_build(const char *root, const char *dir);
+const char *cache_dir(Arena *a);        /* of hcgen; need not exist yet */
+int data_main(int argc, char **argv);   /* argv[0] is "bytes" or "show" */
+
+/* data.c: batches */
+typedef struct Data Data;
+/* files: paths or globs, or "auto"; relative to base.  bos, packing etc. from
+ * r.  die()s on a missing, truncated or foreign file, or a token >= vocab. */
+Data *data_open(const Run *r, int nfile, const char *const *files,
+                const char *base, bool train);
+void data_close(Data *d);
+long data_sequences(const Data *d);     /* per epoch */
+/* Next `rows` sequences of seq tokens: tokens and targets, rows*seq each. */
+void data_next(Data *d, int32_t *tokens, int32_t *targets, long rows);
+void data_rewind(Data *d);
+long data_tokens(const Data *d);        /* of the stream: all shards */
+void data_copy(const Data *d, long first, long n, uint16_t *out);
+/* Everything the inputs arena needs, from tokens: docstart, hashes, orders. */
+void inputs_fill(Run *r, const int32_t *tokens, const int32_t *targets, long n);
+
+/* ngram.c: nats per token of an order-2 model counted on train, over val;
+ * vocab <= 512; a token equal to bos (-1: none) ends the context */
+double ngram_nats(const uint16_t *train, long n, const uint16_t *val, long m,
+                  int vocab, int bos);
+
+/* st.c: safetensors */
+typedef struct { const char *name; Dtype dt; int ndim; long dim[4]; const void *data; } StTensor;
+typedef struct { Arena *mem; int n; StTensor *t; } StFile;
+StFile *st_read(const char *path);      /* die()s; every length is checked */
+void st_close(StFile *f);
+void st_write(const char *path, int n, const StTensor *t);     /* atomic; die()s */
+void params_save(const Run *r, const char *path);
+/* by name; a missing, extra or misshapen tensor is an error that names it */
+void params_load(Run *r, const char *path);
+
+/* train.c and the other verbs: return the exit code */
+typedef struct {
+	const char *dir;        /* emitted directory */
+	const char *base;       /* directory the spec's data paths are relative to */
+	const char *run;        /* run directory: metrics.jsonl, final.safetensors */
+	const char *params;     /* start from these, or NULL */
+	int nthreads;
+	bool quiet, json;
+} TrainOpts;
+int train(const TrainOpts *o);
+double run_sched(const Run *r, long t); /* sched(t) of docs/spec.md */
+int sample(const char *rundir, const char *prompt, long n, double temperature,
+           long long seed, int nthreads);
+int doctor(bool json);
+void cpu_model(Buf *b);                 /* doctor.c */
+
+/* log.c: the terminal, and metrics.jsonl in the run directory */
+typedef struct Log Log;
+Log *log_open(Arena *a, const Run *r, const TrainOpts *o);
+void log_start(Log *l, int nthreads);   /* after this, time counts */
+void log_ngram(Log *l, double nats);    /* shown beside the val loss */
+typedef struct { long step; double loss, lr, norm, seconds; } LogStep;
+void log_step(Log *l, const LogStep *s, bool val_next);
+void log_val(Log *l, long step, double loss, long tokens, double seconds);
+/* what: "done", "stopped" or "failed"; file may be NULL */
+void log_end(Log *l, const char *what, long step, const char *file);
+void log_close(Log *l);
+void buf_json(Buf *b, const char *s);   /* a JSON string, quotes included */
+
+#endif

@@ -1,0 +1,171 @@
+/* Initial parameters, bf16 copies and rotary tables: docs/spec.md, Parameters
+ * and Rotary, are the definition.
+ *
+ * Every element is a function of seed, parameter name and index, so blocks can
+ * be filled by any thread. */
+#define _POSIX_C_SOURCE 200809L
+#include "hcrun.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { InitBlock = 1 << 14 };   /* elements per item; picked arbitrarily */
+
+static const double two_pi = 6.283185307179586476925286766559;
+
+typedef struct { const RunParam *param; float *dst; uint64_t h; } Normal;
+typedef struct { uint16_t *dst; const float *src; long n; } Round;
+typedef struct { const RunTable *table; float *dst; } Table;
+
+static uint64_t
+word(uint64_t h, uint64_t j)
+{
+	uint64_t z = h + j * 0x9E3779B97F4A7C15u;
+
+	z ^= z >> 30;
+	z *= 0xBF58476D1CE4E5B9u;
+	z ^= z >> 27;
+	z *= 0x94D049BB133111EBu;
+	z ^= z >> 31;
+	return z;
+}
+
+static uint64_t
+param_hash(long long seed, const char *name)
+{
+	Buf b = {0};
+	uint8_t d[32];
+	uint64_t h = 0;
+	int i;
+
+	buf_printf(&b, "%lld/%s", seed, name);
+	sha256(b.s, b.len, d);
+	buf_free(&b);
+	for (i = 7; i >= 0; i--)
+		h = h << 8 | d[i];
+	return h;
+}
+
+static double
+normal(uint64_t h, uint64_t i)
+{
+	double u1 = ((double)(word(h, 2 * i) >> 11) + 1) * 0x1p-53;
+	double u2 = (double)(word(h, 2 * i + 1) >> 11) * 0x1p-53;
+
+	return sqrt(-2 * log(u1)) * cos(two_pi * u2);
+}
+
+static long
+blocks(long n)
+{
+	return (n + InitBlock - 1) / InitBlock;
+}
+
+static long
+block_end(long item, long n)
+{
+	return (item + 1) * InitBlock < n ? (item + 1) * InitBlock : n;
+}
+
+static void
+normal_item(void *arg, long item)
+{
+	const Normal *a = arg;
+	long i, end = block_end(item, a->param->n);
+
+	for (i = item * InitBlock; i < end; i++)
+		a->dst[i] = (float)(a->param->std * normal(a->h, (uint64_t)i));
+}
+
+static void
+init_param(Run *r, const RunParam *p, long long seed)
+{
+	float *dst = run_at(r, (Place){AR_PARAMS, p->off});
+	Normal a = {p, dst, param_hash(seed, p->name)};
+	long i;
+
+	if (p->init == PI_NORMAL && p->std != 0)
+		pool_run(r->pool, normal_item, &a, blocks(p->n));
+	else
+		for (i = 0; i < p->n; i++)
+			dst[i] = p->init == PI_VALUES ? (float)p->values[i] :
+			                                (float)p->std;
+}
+
+void
+run_init_params(Run *r, long long seed)
+{
+	int i;
+
+	for (i = 0; i < r->nparam; i++)
+		init_param(r, &r->param[i], seed);
+	run_sync_weights(r);
+}
+
+/* nearest, ties to even; a NaN stays one */
+static uint16_t
+bf16(float x)
+{
+	uint32_t u;
+
+	memcpy(&u, &x, sizeof u);
+	if ((u & 0x7fffffff) > 0x7f800000)
+		return (uint16_t)(u >> 16 | 0x40);
+	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static void
+round_item(void *arg, long item)
+{
+	const Round *a = arg;
+	long i, end = block_end(item, a->n);
+
+	for (i = item * InitBlock; i < end; i++)
+		a->dst[i] = bf16(a->src[i]);
+}
+
+void
+run_sync_weights(Run *r)
+{
+	const RunParam *p;
+	Round a;
+	int i;
+
+	for (i = 0; i < r->nparam; i++) {
+		p = &r->param[i];
+		if (p->weights.arena < 0)
+			continue;
+		a.dst = run_at(r, p->weights);
+		a.src = run_at(r, (Place){AR_PARAMS, p->off});
+		a.n = p->n;
+		pool_run(r->pool, round_item, &a, blocks(p->n));
+	}
+}
+
+static void
+table_item(void *arg, long pos)
+{
+	const Table *a = arg;
+	const RunTable *t = a->table;
+	double theta;
+	int j;
+
+	for (j = 0; j < t->columns; j++) {
+		theta = (double)pos * pow(t->base, -(double)j / t->columns);
+		a->dst[pos * t->columns + j] =
+		        (float)(t->sine ? sin(theta) : cos(theta));
+	}
+}
+
+void
+run_fill_tables(Run *r)
+{
+	Table a;
+	int i;
+
+	for (i = 0; i < r->ntable; i++) {
+		a.table = &r->table[i];
+		a.dst = run_at(r, a.table->at);
+		pool_run(r->pool, table_item, &a, a.table->positions);
+	}
+}

@@ -1,0 +1,369 @@
+/* The training loop.
+ *
+ * Everything that can fail for want of a file, a directory or a library fails
+ * in train_open, in the order of what it costs to find out.  In the loop only
+ * numbers can go wrong, and a signal can arrive: both are looked at between
+ * steps, so a parameter file always holds the parameters after a whole step. */
+#define _GNU_SOURCE
+#include "hcrun.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef struct {
+	const TrainOpts *o;
+	Arena *mem;
+	Run *r;
+	Log *log;
+	Data *data, *val;               /* NULL when steps is 0 */
+	int32_t *tokens, *targets;      /* one micro-batch */
+	long val_batches;
+	long step;                      /* updates made */
+} Train;
+
+/* -- signals -- */
+
+static volatile sig_atomic_t stopping;
+
+/* The first asks, the second insists. */
+static void
+on_signal(int sig)
+{
+	if (stopping)
+		_exit(128 + sig);
+	stopping = 1;
+}
+
+static void
+signals_catch(void)
+{
+	struct sigaction sa = {0};
+
+	stopping = 0;
+	sa.sa_handler = on_signal;
+	sa.sa_flags = SA_RESTART;
+	sigaction(SIGINT, &sa, NULL);
+	sigaction(SIGTERM, &sa, NULL);
+}
+
+static void
+signals_release(void)
+{
+	signal(SIGINT, SIG_DFL);
+	signal(SIGTERM, SIG_DFL);
+}
+
+/* -- schedule -- */
+
+static double
+cooldown_factor(const Run *r, long t)
+{
+	long e = lround(r->cooldown * (double)r->steps);
+	double x;
+
+	if (r->cooldown_kind == RUN_COOL_CONSTANT || t < r->steps - e)
+		return 1;
+	x = (double)(t - (r->steps - e) + 1) / (double)e;
+	if (r->cooldown_kind == RUN_COOL_LINEAR)
+		return 1 - (1 - r->floor) * x;
+	return r->floor + (1 - r->floor) * 0.5 * (1 + cos(acos(-1) * x));
+}
+
+double
+run_sched(const Run *r, long t)
+{
+	double warm = t < r->warmup ? (double)(t + 1) / (double)r->warmup : 1;
+
+	return warm * cooldown_factor(r, t);
+}
+
+/* -- one step -- */
+
+static double
+seconds(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void
+batch_run(Train *t, Data *d, int program)
+{
+	Run *r = t->r;
+
+	data_next(d, t->tokens, t->targets, r->tokens / r->seq);
+	inputs_fill(r, t->tokens, t->targets, r->tokens);
+	run_program(r, program);
+}
+
+/* see docs/emitted.md for the words of sched and result */
+static LogStep
+step_run(Train *t)
+{
+	Run *r = t->r;
+	float *sched = (float *)r->arena[AR_SCHED];
+	double *result = (double *)r->arena[AR_RESULT], began = seconds();
+	double factor = run_sched(r, t->step);
+	LogStep s = {.step = t->step + 1, .lr = r->lr * factor, .norm = NAN};
+	long i, all = r->tokens * r->micro;
+
+	sched[0] = (float)factor;
+	sched[1] = (float)(t->step + 1);
+	sched[2] = (float)(1.0 / (double)all);
+	result[0] = 0;
+	memset(r->arena[AR_GRADS], 0, r->arena_size[AR_GRADS]);
+	for (i = 0; i < r->micro; i++)
+		batch_run(t, t->data, PROG_TRAIN);
+	s.loss = result[0] / (double)all;
+	if (isfinite(s.loss)) {
+		run_program(r, PROG_UPDATE);
+		s.norm = (double)sched[4];
+	}
+	s.seconds = seconds() - began;
+	return s;
+}
+
+static bool
+step_finite(const LogStep *s)
+{
+	if (!isfinite(s->loss))
+		fprintf(stderr, "hcgen: step %ld: loss is %g; no parameters "
+		        "were written; lower train.lr or raise train.warmup\n",
+		        s->step, s->loss);
+	else if (!isfinite(s->norm))
+		fprintf(stderr, "hcgen: step %ld: loss is %g, but the gradient "
+		        "norm is %g; no parameters were written; lower train.lr "
+		        "or raise train.warmup\n", s->step, s->loss, s->norm);
+	return isfinite(s->loss) && isfinite(s->norm);
+}
+
+/* -- validation -- */
+
+/* False when the loss is not finite: the parameters are not worth saving. */
+static bool
+validate(Train *t)
+{
+	double *result = (double *)t->r->arena[AR_RESULT], began = seconds();
+	long i, n = t->val_batches * t->r->tokens;
+	double loss;
+
+	data_rewind(t->val);
+	result[0] = 0;
+	for (i = 0; i < t->val_batches && !stopping; i++)
+		batch_run(t, t->val, PROG_EVAL);
+	if (i < t->val_batches)
+		return true;    /* of no use when it is not of all tokens */
+	loss = result[0] / (double)n;
+	log_val(t->log, t->step, loss, n, seconds() - began);
+	if (!isfinite(loss))
+		fprintf(stderr, "hcgen: step %ld: validation loss is %g; no "
+		        "parameters were written; lower train.lr or raise "
+		        "train.warmup\n", t->step, loss);
+	return isfinite(loss);
+}
+
+static bool
+val_due(const Run *r, long step)
+{
+	return step == r->steps ||
+	       (r->val_every > 0 && step % r->val_every == 0);
+}
+
+/* Counting more training text than this no longer moves an order-2 model. */
+enum { NgramTokens = 64 << 20 };
+
+/* The tokens that validation predicts, one after the other. */
+static void
+ngram_report(Train *t)
+{
+	Arena *a = arena_new("ngram");
+	Run *r = t->r;
+	long n = data_tokens(t->data), m = t->val_batches * r->tokens, i, k = 0;
+	uint16_t *train_tok, *val_tok = NEWN(a, uint16_t, m + 1);
+
+	if (n > NgramTokens)
+		n = NgramTokens;
+	train_tok = NEWN(a, uint16_t, n);
+	data_copy(t->data, 0, n, train_tok);
+	data_rewind(t->val);
+	while (k < m) {
+		data_next(t->val, t->tokens, t->targets, r->tokens / r->seq);
+		for (i = 0; i < r->tokens; i++)
+			val_tok[k++] = (uint16_t)t->tokens[i];
+	}
+	val_tok[k] = (uint16_t)t->targets[r->tokens - 1];
+	log_ngram(t->log, ngram_nats(train_tok, n, val_tok, m + 1, r->vocab,
+	                             ByteBos));
+	arena_free(a);
+}
+
+static bool
+is_bytes(const Run *r)
+{
+	return r->vocab == ByteVocab && (r->bos == ByteBos || r->bos < 0);
+}
+
+/* -- a run -- */
+
+/* So that `hcgen sample RUN` finds the program from wherever it is called. */
+static void
+run_directory(const Train *t)
+{
+	const char *path = arena_printf(t->mem, "%s/run.txt", t->o->run);
+	char *dir = NEWN(t->mem, char, PATH_MAX);
+	Buf b = {0};
+
+	if (dir_make(t->o->run) != 0)
+		die("%s: %s; choose a run directory that can be written",
+		    t->o->run, strerror(errno));
+	if (!realpath(t->o->dir, dir))
+		die("%s: %s", t->o->dir, strerror(errno));
+	buf_printf(&b, "emitted %s\nspec %s\n", dir, t->r->spec_hash);
+	if (file_write(path, b.s, b.len) != 0)
+		die("%s: %s; choose a run directory that can be written", path,
+		    strerror(errno));
+	buf_free(&b);
+}
+
+static void
+data_report(const Train *t)
+{
+	if (t->o->quiet || t->o->json)
+		return;
+	printf("data: %.2f M tokens to train on, %ld sequences; validation on "
+	       "%ld tokens\n", (double)data_tokens(t->data) / 1e6,
+	       data_sequences(t->data), t->val_batches * t->r->tokens);
+}
+
+static void
+data_prepare(Train *t)
+{
+	Run *r = t->r;
+	long have;
+
+	t->data = data_open(r, r->ntrainfile, r->trainfile, t->o->base, true);
+	t->val = data_open(r, r->nvalfile, r->valfile, t->o->base, false);
+	t->tokens = NEWN(t->mem, int32_t, r->tokens);
+	t->targets = NEWN(t->mem, int32_t, r->tokens);
+	have = data_sequences(t->val) * r->seq;
+	t->val_batches = (r->val_tokens < have ? r->val_tokens : have) /
+	                 r->tokens;
+	/* a validation text shorter than a batch is then read again */
+	if (t->val_batches == 0)
+		t->val_batches = 1;
+	data_report(t);
+}
+
+static void
+params_prepare(Train *t)
+{
+	Run *r = t->r;
+
+	if (t->o->params)
+		params_load(r, t->o->params);
+	else
+		run_init_params(r, r->seed);
+	run_sync_weights(r);
+}
+
+static void
+train_open(Train *t)
+{
+	bool text = !t->o->quiet && !t->o->json;
+	long i, n = 0;
+
+	t->mem = arena_new("train");
+	t->r = run_load(t->o->dir);
+	run_directory(t);
+	t->log = log_open(t->mem, t->r, t->o);
+	if (t->r->steps > 0)
+		data_prepare(t);
+	run_open(t->r, t->o->nthreads);
+	params_prepare(t);
+	for (i = 0; i < t->r->nparam; i++)
+		n += t->r->param[i].n;
+	if (text)
+		printf("%s: %.2f M parameters in %d tensors, %d threads\n",
+		       t->r->name, (double)n / 1e6, t->r->nparam,
+		       pool_threads(t->r->pool));
+	if (text)
+		run_memory(t->r, stdout);
+	if (text && t->r->nedited)
+		printf("%d kernels differ from what was emitted\n",
+		       t->r->nedited);
+	fflush(stdout);
+}
+
+static int
+train_steps(Train *t)
+{
+	LogStep s;
+
+	if (is_bytes(t->r))
+		ngram_report(t);
+	data_rewind(t->data);
+	while (t->step < t->r->steps && !stopping) {
+		s = step_run(t);
+		if (isfinite(s.loss) && isfinite(s.norm))
+			t->step++;
+		log_step(t->log, &s, val_due(t->r, s.step) &&
+		         t->step == s.step);
+		if (!step_finite(&s))
+			return EX_NUMERICS;
+		if (val_due(t->r, t->step) && !stopping && !validate(t))
+			return EX_NUMERICS;
+	}
+	return t->step < t->r->steps ? EX_STOPPED : EX_OK;
+}
+
+static void
+train_end(Train *t, int rc)
+{
+	const char *name = rc == EX_OK ? "final" : "stopped";
+	const char *path = arena_printf(t->mem, "%s/%s.safetensors", t->o->run,
+	                                name);
+
+	if (rc == EX_NUMERICS) {
+		log_end(t->log, "failed", t->step, NULL);
+		return;
+	}
+	params_save(t->r, path);
+	log_end(t->log, rc == EX_OK ? "done" : "stopped", t->step, path);
+}
+
+static void
+train_close(Train *t)
+{
+	if (t->val)
+		data_close(t->val);
+	if (t->data)
+		data_close(t->data);
+	log_close(t->log);
+	run_close(t->r);
+	arena_free(t->mem);
+}
+
+int
+train(const TrainOpts *o)
+{
+	Train t = {.o = o};
+	int rc = EX_OK;
+
+	train_open(&t);
+	log_start(t.log, pool_threads(t.r->pool));
+	signals_catch();
+	if (t.r->steps > 0)
+		rc = train_steps(&t);
+	train_end(&t, rc);
+	signals_release();
+	train_close(&t);
+	return rc;
+}

@@ -1,0 +1,118 @@
+"""The branches of a layer and the parts they share: norms, rotary, attention, MLP.
+
+Activations are [B, N, C]: B sequences of N positions.  In bfloat16 the norms,
+rotary and softmax compute in float32 and round their result, as an eager run
+under PyTorch's usual practice does; in float32 and float64 nothing is cast.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def rmsnorm(x, eps, weight=None):
+    """Over the last dimension, in at least float32."""
+    wide = x.float() if x.dtype == torch.bfloat16 else x
+    y = wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    if weight is not None:
+        y = y * weight
+    return y.to(x.dtype)
+
+
+# ---- rotary ---------------------------------------------------------------
+
+def rotary_tables(rotary, length, dtype):
+    """cos and sin [N, 1, R/2]: rounded once to float32, whatever the run's type."""
+    j = torch.arange(rotary.dims // 2, dtype=torch.float64)
+    theta = torch.arange(length, dtype=torch.float64)[:, None] \
+        * rotary.base ** (-2 * j / rotary.dims)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return tuple(t.float().to(wide)[:, None, :] for t in (theta.cos(), theta.sin()))
+
+
+def rotate(x, rotary, tables):
+    """Turn the first rotary.dims channels of x [B, N, heads, D]."""
+    cos, sin = tables
+    turned, rest = x[..., :rotary.dims], x[..., rotary.dims:]
+    if rotary.kind == "half":
+        a, b = turned.chunk(2, -1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+    pair = (cos * a + sin * b, cos * b - sin * a)
+    out = torch.cat(pair, -1) if rotary.kind == "half" else torch.stack(pair, -1).flatten(-2)
+    return torch.cat((out.to(x.dtype), rest), -1)
+
+
+# ---- attention ------------------------------------------------------------
+
+def visible(length, window, documents=None):
+    """Which keys a query sees: bool [N, N], or [B, 1, 1, N, N] with documents [B, N]."""
+    p = torch.arange(length)
+    distance = p[:, None] - p[None, :]
+    seen = distance >= 0
+    if window != "full":
+        seen = seen & (distance <= window)
+    if documents is None:
+        return seen
+    same = documents[:, :, None] == documents[:, None, :]
+    return (seen & same)[:, None, None]
+
+
+def mask(length, window, documents, dtype):
+    """visible() as a term of the scores: 0 where seen, -inf where not."""
+    seen = visible(length, window, documents)
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
+
+
+def attention(a, qkv, out, m, bias, tables):
+    """a [B, N, C] through the attention branch, to [B, N, C].
+
+    Query heads of one key head are stacked along the positions, so that keys
+    and values are never repeated; bias broadcasts over [B, K, H/K, N, N]."""
+    B, N, _ = a.shape
+    H, K, D = m.heads, m.kv_heads, m.head_dim
+    heads = F.linear(a, qkv).view(B, N, H + 2 * K, D)
+    qk, v = heads[:, :, :H + K], heads[:, :, H + K:]
+    if m.attention.qk_norm:
+        qk = rmsnorm(qk, m.norm_eps)
+    if m.rotary.kind != "none":
+        qk = rotate(qk, m.rotary, tables)
+    scale = D ** -0.5 if m.attention.scale == "auto" else m.attention.scale
+    q = (qk[:, :, :H] * scale).view(B, N, K, H // K, D).permute(0, 2, 3, 1, 4)
+    q = q.reshape(B, K, H // K * N, D)
+    k, v = qk[:, :, H:].permute(0, 2, 3, 1), v.transpose(1, 2)
+    o = _softmax(torch.matmul(q, k).view(B, K, H // K, N, N) + bias)
+    o = torch.matmul(o.view(B, K, H // K * N, N), v)
+    o = o.view(B, K, H // K, N, D).permute(0, 3, 1, 2, 4).reshape(B, N, H * D)
+    return F.linear(o, out)
+
+
+def _softmax(scores):
+    if scores.dtype == torch.bfloat16:
+        return scores.float().softmax(-1).bfloat16()
+    return scores.softmax(-1)
+
+
+# ---- MLP ------------------------------------------------------------------
+
+def mlp(a, up, down, kind):
+    """a [B, N, C] through the MLP branch, to [B, N, C]."""
+    u = F.linear(a, up)
+    if kind == "relu2":
+        act = F.relu(u).square()
+    elif kind == "gelu":
+        act = F.gelu(u, approximate="tanh")
+    else:
+        gate, u = u.chunk(2, -1)
+        act = F.silu(gate) * u
+    return F.linear(act, down)
+
+
+# ---- head -----------------------------------------------------------------
+
+def softcap(l, cap):
+    if cap.kind == "tanh":
+        return cap.cap * torch.tanh(l / cap.cap)
+    if cap.kind == "sigmoid":
+        return cap.cap * torch.sigmoid((l + cap.shift) / cap.temperature)
+    return l

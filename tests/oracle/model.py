@@ -1,0 +1,370 @@
+"""The model of a spec as PyTorch operations, in any dtype.
+
+    model = Model(spec, torch.float64)
+    loss = model.loss(params, tokens, targets)      # name -> tensor, [B, N], [B, N]
+
+Lanes are a Python list of [B, N, C] tensors: n of them inside the range of
+hc.layers (and after it with `leave: keep`), one elsewhere.  A coefficient is
+a float where it is frozen, and then 0 and 1 cost nothing, or a 0-dimensional
+tensor where it is learned.
+"""
+import torch
+import torch.nn.functional as F
+
+import branches
+from branches import rmsnorm
+from parameters import parameters
+
+
+class _RoundBf16(torch.autograd.Function):
+    """Round to bfloat16, staying in the type; the gradient passes unchanged."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.float().bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def combine(terms):
+    """Sum of coefficient * tensor over (coefficient, tensor) pairs; None if nothing is left."""
+    total = None
+    for c, x in terms:
+        if isinstance(c, float) and c == 0:
+            continue
+        term = x if isinstance(c, float) and c == 1 else x * c
+        total = term if total is None else total + term
+    return total
+
+
+def acting(spec, coef, per_layer=False):
+    """The live sublayers at which a coefficient acts; per layer, the first of each."""
+    chosen = [s for s in live(spec) if s in coef.sublayers and s // 2 in coef.layers]
+    if per_layer:
+        firsts = {}
+        for s in chosen:
+            firsts.setdefault(s // 2, s)
+        chosen = firsts.values()
+    return frozenset(chosen)
+
+
+def live(spec):
+    """Sublayers that do anything, in order."""
+    layers = (spec.model.attention.layers, spec.model.mlp.layers)
+    return [s for s in range(spec.sublayers)
+            if s // 2 in layers[s % 2] and s not in spec.hc.dead]
+
+
+def bigram_rows(tokens, rows):
+    """[B, N] row numbers of the bigram table; tokens are int64 [B, N]."""
+    g = torch.full_like(tokens, rows - 1)
+    # products stay below 2^33: int64 agrees with uint64
+    g[:, 1:] = ((36313 * tokens[:, 1:]) ^ (27191 * tokens[:, :-1])) % (rows - 1)
+    return g
+
+
+class Coefficients:
+    """Rows of a table as lists of floats (frozen) or 0-dim tensors (learned)."""
+
+    def __init__(self, spec, params, name, coef, per_layer=False):
+        self.at = acting(spec, coef, per_layer)
+        self.per_layer = per_layer
+        rounded = spec.hc.coef_dtype == "bf16"
+        table = params[name] if coef.learned else torch.from_numpy(coef.init)
+        table = _RoundBf16.apply(table) if rounded else table
+        flat = table.reshape(-1)
+        flat = list(flat.unbind()) if coef.learned else flat.tolist()
+        width = len(flat) // coef.shape[0]
+        self.rows = [flat[i:i + width] for i in range(0, len(flat), width)]
+
+    def row(self, s, n):
+        """The row of sublayer s, one entry per lane (a single entry serves all)."""
+        row = self.rows[s // 2 if self.per_layer else s]
+        return (row * n if len(row) == 1 else row)[:n]
+
+    def matrix(self, s, n):
+        """The row of `res` as n lists, the output lane first."""
+        row = self.rows[s]
+        return [row[k * n:(k + 1) * n] for k in range(n)]
+
+
+class Run:
+    """What one forward pass carries from sublayer to sublayer."""
+
+    def __init__(self, params, tokens):
+        self.params = params
+        self.tokens = tokens
+        self.masks = {}         # window -> term of the scores
+        self.documents = None   # [B, N]
+        self.x0 = None          # [B, N, C]
+        self.sources = {}       # name -> [B, N, C], detached where the spec says so
+        self.tables = {}        # res, pre, post, resid_lambda, sources.NAME
+        self.values = {}        # (skips or backouts, name) -> [B, N, C]
+
+
+class Model:
+    def __init__(self, spec, dtype=torch.float64):
+        self.spec = spec
+        self.dtype = dtype
+        self.params = parameters(spec)
+        self.live = frozenset(live(spec))
+        self._rotary = None     # tables of one length, kept between batches
+
+    # ---- entry points
+
+    def loss(self, params, tokens, targets):
+        """Mean over the positions of the cross entropy; tokens, targets int64 [B, N]."""
+        z = self.logits(params, tokens)
+        return F.cross_entropy(z.flatten(0, 1), targets.flatten())
+
+    def logits(self, params, tokens):
+        """[B, N, V] after the softcap, at least float32."""
+        m = self.spec.model
+        out = self.trunk(self._cast(params), tokens)
+        y = rmsnorm(out, m.norm_eps, params.get("final_norm"))
+        table = self._matrix(params["embed" if m.tied else "head"])
+        table = table[:m.vocab] if m.vocab < self.spec.padded_vocab else table
+        l = F.linear(y, table)
+        return branches.softcap(l.float() if l.dtype == torch.bfloat16 else l, m.softcap)
+
+    def _matrix(self, t):
+        return t.to(self.dtype)
+
+    def _cast(self, params):
+        """Matrices in the run's type; coefficients and norm weights as they are."""
+        if self.dtype != torch.bfloat16:
+            return params
+        cast = {p.name for p in self.params if p.role in ("matrix", "gate_weight")}
+        cast.add("hc.lane_init")
+        return {k: self._matrix(v) if k in cast else v for k, v in params.items()}
+
+    # ---- the stream
+
+    def trunk(self, params, tokens):
+        """[B, N, C] from the embedding to before the final norm."""
+        spec, first, last = self.spec, *self._range()
+        run = self._start(params, tokens)
+        lanes = self._lane_init(run, spec.hc.lanes if first == 0 else 1)
+        for s in range(spec.sublayers):
+            if s == 2 * first and s > 0:
+                lanes = lanes * spec.hc.lanes       # enter: copy
+            lanes = self._sublayer(run, s, lanes)
+            if s == 2 * last + 1 and s + 1 < spec.sublayers:
+                lanes = self._leave(lanes)
+        return self._finish(run, lanes, last)
+
+    def _range(self):
+        """First and last layer with n lanes; -1, -1, which matches no layer, if there is none."""
+        inside = self.spec.hc.layers
+        return (inside[0], inside[-1]) if inside else (-1, -1)
+
+    def _start(self, params, tokens):
+        """The embedding, the sources and the tables of coefficients."""
+        spec, m, run = self.spec, self.spec.model, Run(params, tokens)
+        if m.attention.document_mask:
+            run.documents = (tokens == spec.data.bos).cumsum(1)
+        x = F.embedding(tokens, params["embed"])
+        run.x0 = rmsnorm(x, m.norm_eps) if m.embed_norm else x
+        for name, src in spec.hc.sources.items():
+            run.sources[name] = self._source(run, name, src)
+            run.tables["sources." + name] = Coefficients(
+                spec, params, f"hc.sources.{name}.coef", src, src.granularity == "layer")
+        for key in ("res", "pre", "post", "resid_lambda"):
+            coef = spec.hc[key]
+            if coef.shape:
+                run.tables[key] = Coefficients(spec, params, "hc." + key, coef,
+                                               coef.get("granularity") == "layer")
+        return run
+
+    def _source(self, run, name, src):
+        """The source's vectors [B, N, C]."""
+        if src.kind == "x0":
+            x = run.x0
+        else:
+            x = F.embedding(bigram_rows(run.tokens, src.rows),
+                            run.params[f"hc.sources.{name}.table"])
+        return x.detach() if src.detach else x
+
+    def _lane_init(self, run, n):
+        hc = self.spec.hc
+        share = {"copy": [1.0] * n, "split": [1.0 / n] * n, "first": [1.0] + [0.0] * (n - 1)}
+        lanes = []
+        for k, c in enumerate(share[hc.lane_init.kind]):
+            terms = [(c, run.x0)]
+            if hc.lane_init.learned:
+                terms.append((1.0, run.params["hc.lane_init"][k]))
+            terms += [(row[k], x) for row, x in self._first_terms(run, n)]
+            total = combine(terms)
+            total = run.x0 * 0.0 if total is None else total
+            lanes.append(total.expand_as(run.x0))
+        return lanes
+
+    def _first_terms(self, run, n):
+        """(row, vectors) of the sources that sublayer 0 adds in the lane init."""
+        for name, src in self.spec.hc.sources.items():
+            table = run.tables["sources." + name]
+            if src.first != "in_place" and 0 in table.at:
+                yield table.row(0, n), run.sources[name]
+
+    def _leave(self, lanes):
+        leave = self.spec.hc.leave
+        return lanes if leave == "keep" else [self._reduce(lanes, leave)]
+
+    def _reduce(self, lanes, how):
+        if isinstance(how, int):
+            return lanes[how]
+        return combine([(1 / len(lanes) if how == "mean" else 1.0, x) for x in lanes])
+
+    def _finish(self, run, lanes, last):
+        """The output reduction, where lanes reach the end, and the backouts."""
+        spec, out = self.spec, lanes[0]
+        if last >= 0 and (last == spec.model.layers - 1 or spec.hc.leave == "keep"):
+            if spec.hc.output == "learned":
+                out = combine(list(zip(run.params["hc.output"].unbind(), lanes)))
+            else:
+                out = self._reduce(lanes, spec.hc.output)
+        for name, backout in spec.hc.backouts.items():
+            gate = self._gate(run, "backouts", name, backout.gate)
+            out = out - run.values["backouts", name] * gate
+        return out
+
+    # ---- a sublayer
+
+    def _sublayer(self, run, s, lanes):
+        """Steps 1 to 6 of sublayer s; a dead one only lets skips look at the lanes."""
+        alive = s in self.live
+        self._capture(run, "backouts", s, "before", lanes)
+        for name, skip in self.spec.hc.skips.items():
+            self._take(run, "skips", name, skip, s, "before", lanes)
+            lanes = self._enter(run, name, skip, s, "before", lanes) if alive else lanes
+        if alive:
+            lanes = self._terms(run, s, "before_read", lanes)
+            h = self._branch(run, s, self._read(run, s, lanes))
+            lanes = self._write(run, s, lanes, h)
+            for name, skip in self.spec.hc.skips.items():
+                lanes = self._enter(run, name, skip, s, "after", lanes)
+        self._capture(run, "skips", s, "after", lanes)
+        self._capture(run, "backouts", s, "after", lanes)
+        return lanes
+
+    def _tables_act(self, s, key):
+        """Whether res, pre or post speak at the layer of s at all."""
+        first, last = self._range()
+        inside = first >= 0 and first <= s // 2 <= last
+        kept = first >= 0 and s // 2 > last and self.spec.hc.leave == "keep"
+        return inside or kept and key == "pre"
+
+    def _row(self, run, key, s, n):
+        """The row of pre or post, or None where it does not act."""
+        if not self._tables_act(s, key) or s not in run.tables[key].at:
+            return None
+        return run.tables[key].row(s, n)
+
+    def _read(self, run, s, lanes):
+        n = len(lanes)
+        pre = self._row(run, "pre", s, n) or [1 / n] * n
+        u = combine(zip(pre, lanes))
+        return lanes[0] * 0.0 if u is None else u
+
+    def _write(self, run, s, lanes, h):
+        n = len(lanes)
+        post = self._row(run, "post", s, n) or [1.0] * n
+        mixed = lanes
+        if self._tables_act(s, "res") and s in run.tables["res"].at:
+            mixed = [combine(zip(row, lanes)) for row in run.tables["res"].matrix(s, n)]
+        added = [[(post[k], h)] for k in range(n)]
+        return self._terms(run, s, "at_write", mixed, added)
+
+    def _terms(self, run, s, site, lanes, added=None):
+        """lambda_k * X_k + added_k + sum of the sources' terms, for what acts at this site.
+
+        A lane may be None, that is zero."""
+        n, hc = len(lanes), self.spec.hc
+        lam = [1.0] * n
+        if hc.resid_lambda.site == site and "resid_lambda" in run.tables \
+                and s in run.tables["resid_lambda"].at:
+            lam = run.tables["resid_lambda"].row(s, n)
+        sources = list(self._source_terms(run, s, site, n))
+        out = []
+        for k in range(n):
+            terms = [] if lanes[k] is None else [(lam[k], lanes[k])]
+            terms += added[k] if added else []
+            total = combine(terms + [(row[k], x) for row, x in sources])
+            out.append(run.x0 * 0.0 if total is None else total)
+        return out
+
+    def _source_terms(self, run, s, site, n):
+        for name, src in self.spec.hc.sources.items():
+            table = run.tables["sources." + name]
+            moved = s == 0 and src.first == "lane_init"
+            if src.site == site and s in table.at and not moved:
+                yield table.row(s, n), run.sources[name]
+
+    def _branch(self, run, s, u):
+        """F_s of the normed read, [B, N, C]."""
+        m, i, p = self.spec.model, s // 2, run.params
+        prefix = f"layers.{i}.{'mlp' if s % 2 else 'attn'}."
+        a = rmsnorm(u, m.norm_eps, p.get(prefix + "norm"))
+        if s % 2:
+            return branches.mlp(a, p[prefix + "up"], p[prefix + "down"], m.mlp.kind)
+        window = m.attention.window[i % len(m.attention.window)]
+        return branches.attention(a, p[prefix + "qkv"], p[prefix + "out"], m,
+                                  self._mask(run, window), self._rotary_tables(run))
+
+    def _mask(self, run, window):
+        if window not in run.masks:
+            run.masks[window] = branches.mask(run.tokens.shape[1], window,
+                                              run.documents, self.dtype)
+        return run.masks[window]
+
+    def _rotary_tables(self, run):
+        length, rotary = run.tokens.shape[1], self.spec.model.rotary
+        if self._rotary is None or self._rotary[0].shape[0] != length:
+            self._rotary = branches.rotary_tables(rotary, length, self.dtype)
+        return self._rotary
+
+    # ---- skips and backouts
+
+    def _capture(self, run, kind, s, when, lanes):
+        for name, skip in self.spec.hc[kind].items():
+            self._take(run, kind, name, skip, s, when, lanes)
+
+    def _take(self, run, kind, name, skip, s, when, lanes):
+        """Keep the value if this is the point it is taken from."""
+        point = skip["from"]
+        if (point.sublayer, point.when) != (s, when):
+            return
+        if point.lane == "mean":
+            value = self._reduce(lanes, "mean")
+        else:
+            value = lanes[point.lane]
+        run.values[kind, name] = value
+
+    def _enter(self, run, name, skip, s, when, lanes):
+        """Lanes with gate * value added, if this is where the skip enters."""
+        point = skip.to
+        if (point.sublayer, point.when) != (s, when):
+            return lanes
+        lane = point.lane
+        targets = range(len(lanes)) if lane == "all" else [range(len(lanes))[lane]]
+        value = run.values["skips", name] * self._gate(run, "skips", name, skip.gate)
+        return [x + value if k in targets else x for k, x in enumerate(lanes)]
+
+    def _constant(self, value):
+        """A frozen number as a 0-dim tensor, rounded to float32 as a stored one would be."""
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return torch.tensor(value, dtype=torch.float32).to(wide)
+
+    def _gate(self, run, kind, name, gate):
+        """A float, a 0-dim tensor, or [B, N, 1] for a gate per token."""
+        base = f"hc.{kind}.{name}.gate"
+        g = run.params[base][0] if gate.learned else self._constant(gate.init)
+        if gate.kind == "scalar":
+            return g
+        if gate.kind == "sigmoid":
+            return g.sigmoid()
+        per_token = torch.mv(run.x0[..., :gate.channels].flatten(0, 1),
+                             run.params[base + "_weight"]).view(*run.tokens.shape, 1)
+        return 2 * per_token.sigmoid() * g.sigmoid()

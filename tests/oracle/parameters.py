@@ -1,0 +1,106 @@
+"""Which parameters a spec has: name, shape, initial values, optimizer role.
+
+Definition order: embedding and head, the layers, the final norm, then hc.* in
+the order of the computation.
+"""
+from typing import NamedTuple, Optional
+
+import numpy as np
+
+
+class Param(NamedTuple):
+    name: str
+    shape: tuple
+    role: str                       # matrix, norm, coef, gate or gate_weight
+    std: float = 0.0                # normal initial values, unless `values` says otherwise
+    values: Optional[np.ndarray] = None
+    owner: Optional[dict] = None    # the section whose lr_mul and betas apply
+    decays: bool = True
+
+
+def parameters(spec):
+    """All parameters of the spec, in definition order."""
+    return _tables(spec) + _layers(spec) + _hc(spec) + _sources(spec) + _ends(spec)
+
+
+def _auto(std, fan_in):
+    return 0.5 / fan_in ** 0.5 if std == "auto" else std
+
+
+def _tables(spec):
+    m = spec.model
+    dims = (spec.padded_vocab, m.width)
+    out = [Param("embed", dims, "matrix", m.init.embed_std)]
+    if not m.tied:
+        out.append(Param("head", dims, "matrix", m.init.head_std))
+    return out
+
+
+def _norm(name, spec):
+    if not spec.model.norm_weight:
+        return []
+    return [Param(name, (spec.model.width,), "norm", values=np.ones(spec.model.width),
+                  decays=False)]
+
+
+def _branch(spec, prefix, into, outof):
+    """The two matrices of a branch and its norm; fan-in is the last dimension."""
+    ini = spec.model.init
+    out_std = _auto(ini.std, outof[1][1]) if ini.out == "normal" else 0.0
+    return _norm(prefix + "norm", spec) + [
+        Param(prefix + into[0], into[1], "matrix", _auto(ini.std, into[1][1])),
+        Param(prefix + outof[0], outof[1], "matrix", out_std)]
+
+
+def _layers(spec):
+    m = spec.model
+    C, F, HD = m.width, m.mlp.hidden, m.heads * m.head_dim
+    qkv = (HD + 2 * m.kv_heads * m.head_dim, C)
+    up = (2 * F if m.mlp.kind == "swiglu" else F, C)
+    out = []
+    for i in range(m.layers):
+        if i in m.attention.layers:
+            out += _branch(spec, f"layers.{i}.attn.", ("qkv", qkv), ("out", (C, HD)))
+        if i in m.mlp.layers:
+            out += _branch(spec, f"layers.{i}.mlp.", ("up", up), ("down", (C, F)))
+    return out + _norm("final_norm", spec)
+
+
+def _coef(name, values, owner=None, role="coef"):
+    values = np.asarray(values, float)
+    return Param(name, values.shape, role, values=values, owner=owner, decays=False)
+
+
+def _hc(spec):
+    hc, out = spec.hc, []
+    if hc.lane_init.learned:
+        out.append(_coef("hc.lane_init", np.zeros((hc.lanes, spec.model.width))))
+    for key in ("res", "pre", "post", "resid_lambda"):
+        if hc[key].learned and hc[key].shape:
+            out.append(_coef("hc." + key, hc[key].init, hc[key]))
+    return out
+
+
+def _sources(spec):
+    out = []
+    for name, src in spec.hc.sources.items():
+        if src.learned:
+            out.append(_coef(f"hc.sources.{name}.coef", src.init, src))
+        if src.kind == "bigram":
+            out.append(Param(f"hc.sources.{name}.table", (src.rows, spec.model.width),
+                             "matrix", src.table_std))
+    return out
+
+
+def _ends(spec):
+    hc, out = spec.hc, []
+    for kind in ("skips", "backouts"):
+        for name, skip in hc[kind].items():
+            base, gate = f"hc.{kind}.{name}.gate", skip.gate
+            if gate.learned:
+                out.append(_coef(base, [gate.init], role="gate"))
+            if gate.kind == "token":
+                out.append(_coef(base + "_weight", np.zeros(gate.channels), role="gate_weight"))
+    if hc.output == "learned":
+        out.append(_coef("hc.output", np.full(hc.lanes, 1 / hc.lanes)))
+    return out

@@ -1,0 +1,855 @@
+"""The oracle against independent arithmetic: plain asserts, one line per case.
+
+Nothing here is compared with itself: gradients with central differences, the
+vectorised parts with loops, the lane algebra with a dense transcription of
+docs/spec.md, the optimizer with torch.optim.
+"""
+import hashlib
+import math
+import os
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import branches
+import data
+import init
+import oracle
+import safetensors
+import spec as specs
+import train
+from model import Model, bigram_rows
+from optim import AdamW, matches, schedule, settings
+from parameters import parameters
+
+CASES = []
+FOLDER = tempfile.TemporaryDirectory()
+
+
+def case(f):
+    CASES.append(f)
+    return f
+
+
+# ---- specs used below -----------------------------------------------------
+
+TINY = """
+name: tiny
+model: {layers: 3, width: 12, heads: 2, vocab: 23, vocab_multiple: 8, norm_eps: 0.001}
+train: {tokens_per_step: 22, seq_len: 11}
+data: {bos: 3, shuffle: false}
+"""
+
+# everything learned, everything present; layer 1 has no attention
+FULL = """
+extends: tiny.yaml
+model:
+  heads: 4
+  kv_heads: 2
+  head_dim: 6
+  norm_weight: true
+  attention: {window: [4, full], layers: {except: [1]}}
+  rotary: {kind: half, dims: 4}
+  softcap: {kind: sigmoid, cap: 23}
+  mlp: {kind: swiglu, hidden: 10}
+hc:
+  lanes: 3
+  lane_init: {kind: split, learned: true}
+  output: learned
+  res: {init: {identity: 1.02}, learned: true}
+  pre: {learned: true}
+  post: {init: {ramp: [0.8, 1.8]}, learned: true, sublayers: {except: [3]}}
+  resid_lambda: {granularity: lane, init: 1.05}
+  sources:
+    x: {kind: x0, init: 0.1, site: before_read}
+    big: {kind: bigram, rows: 17, table_std: 0.5, init: 0.05, first: both, sublayers: attn}
+  skips:
+    a: {from: {sublayer: 0, lane: 1}, to: {sublayer: 3},
+        gate: {kind: token, init: 0.3, channels: 5}}
+    b: {from: {sublayer: 3, lane: mean, when: before}, to: {sublayer: 4, lane: 2, when: after},
+        gate: 0.4}
+  backouts:
+    out: {from: {sublayer: 2, lane: 2}, gate: {kind: sigmoid, init: -1}}
+"""
+
+# a range in the middle that keeps its lanes, terms per layer, a dead sublayer
+KEEP = """
+extends: full.yaml
+model: {tied: true, mlp: gelu, attention: {document_mask: false, scale: 0.3}, rotary: adjacent,
+        softcap: {kind: tanh, cap: 5}, layers: 4}
+hc:
+  layers: [1, 2]
+  leave: keep
+  lane_init: first
+  dead: [4]
+  resid_lambda: {granularity: layer, site: before_read}
+  sources: {x: {granularity: layer, shared: true, site: at_write, init: [0.1], first: lane_init}}
+  skips:
+    a.from.sublayer: 2
+    b: {to: {lane: all, sublayer: 5}, from: {sublayer: 4}}
+"""
+
+# a range at the start that leaves by the sum; ReLU squared
+LEAVE = """
+extends: full.yaml
+model: {mlp: relu2, embed_norm: false}
+hc:
+  layers: {last: 1}
+  leave: sum
+  post.layers: [0]
+  skips: {b: none}
+  backouts: {out: {from: {sublayer: 2, when: before, lane: mean}}}
+"""
+
+
+def write_specs():
+    for name, text in (("tiny", TINY), ("full", FULL), ("keep", KEEP), ("leave", LEAVE)):
+        with open(os.path.join(FOLDER.name, name + ".yaml"), "w") as f:
+            f.write(text)
+
+
+def read(name, *settings):
+    return specs.read(os.path.join(FOLDER.name, name + ".yaml"), settings)
+
+
+def text_spec(text, *settings):
+    with open(os.path.join(FOLDER.name, "text.yaml"), "w") as f:
+        f.write(text)
+    return read("text", *settings)
+
+
+def tokens_for(spec, seed=0):
+    """Tokens and targets [2, seq_len] with documents in them."""
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.randint(spec.model.vocab, (2, spec.train.seq_len + 1), generator=g)
+    rows[0, 4] = rows[1, 0] = rows[1, 7] = spec.data.bos
+    return rows[:, :-1], rows[:, 1:]
+
+
+def doubles(spec, seed=1):
+    return {k: v.double() for k, v in init.random(spec, seed).items()}
+
+
+def loss_of(spec, params, tokens=None, targets=None):
+    tokens, targets = (tokens, targets) if tokens is not None else tokens_for(spec)
+    return Model(spec).loss(params, tokens, targets)
+
+
+def grads_of(spec, values, dtype=torch.float64):
+    tokens, targets = tokens_for(spec)
+    return oracle.gradients(spec, values, tokens, targets, dtype, True)
+
+
+def close(a, b, tol):
+    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    assert a.shape == b.shape, (a.shape, b.shape)
+    error = (a - b).abs().max().item() if a.numel() else 0.0
+    assert error <= tol * max(1.0, b.abs().max().item()), error
+
+
+def raises(f, word):
+    try:
+        f()
+    except specs.SpecError as e:
+        assert word in str(e), e
+    else:
+        raise AssertionError("no error")
+
+
+# ---- the loader -----------------------------------------------------------
+
+@case
+def spec_defaults():
+    s = read("tiny")
+    assert s.model.mlp.hidden == 48 and s.model.kv_heads == 2 and s.model.head_dim == 6
+    assert s.padded_vocab == 24 and s.model.rotary.dims == 6 and s.sublayers == 6
+    assert s.model.softcap.kind == "none" and s.hc.lanes == 1 and s.hc.layers == [0, 1, 2]
+    names = [p.name for p in parameters(s)]
+    assert names[:4] == ["embed", "head", "layers.0.attn.qkv", "layers.0.attn.out"]
+    assert len(names) == 14
+
+
+@case
+def spec_shorthands():
+    s = text_spec("""
+extends: tiny.yaml
+model.softcap: 15
+model: {rotary: none, mlp: gelu, attention.window: 3}
+hc: {lanes: 2, pre: [0.5, 0.25], post.init.ramp: [1, 2], resid_lambda: sublayer, lane_init: first}
+hc.sources.x.kind: x0
+data: [a.bin, b.bin]
+""")
+    assert s.model.softcap.kind == "tanh" and s.model.softcap.cap == 15
+    assert s.model.rotary.kind == "none" and s.model.mlp.kind == "gelu"
+    assert s.model.attention.window == [3] and s.data.train == ["a.bin", "b.bin"]
+    assert s.hc.pre.init.tolist() == [[0.5, 0.25]] * 6
+    assert np.allclose(s.hc.post.init[:, 1], 1 + np.arange(6) / 5)
+    assert s.hc.lane_init.kind == "first" and s.hc.resid_lambda.shape == (6,)
+    assert s.data.bos == 3 and s.hc.sources.x.shape == (6, 2)
+
+
+@case
+def spec_extends_and_settings():
+    s = read("keep", "hc.sources.big=none", "model.softcap=none", "hc.layers.last=2",
+             "hc.res.learned=false")
+    assert list(s.hc.sources) == ["x"] and s.model.softcap.kind == "none"
+    assert s.model.norm_weight and s.model.tied and not s.hc.res.learned
+    assert s.hc.layers == [0, 1, 2]         # {last: 2} replaces the list [1, 2]
+    assert s.model.attention.window == [4, "full"]
+
+
+@case
+def spec_yaml_is_strict():
+    assert specs.parse("{a: 1e-3, b: 010, c: yes, d: '1', e: 1_0, f: -.5}", "") == {
+        "a": 1e-3, "b": 10, "c": "yes", "d": "1", "e": "1_0", "f": -0.5}
+    raises(lambda: specs.parse("a: &x 1\nb: *x", ""), "anchors")
+    raises(lambda: specs.parse("a: !!int 1", ""), "tags")
+    raises(lambda: specs.parse("a: 1\na: 2", ""), "duplicate")
+    raises(lambda: specs.parse("a: 1\n---\nb: 1", ""), "document")
+    raises(lambda: text_spec(TINY + "modle: {layers: 1}"), "unknown")
+    raises(lambda: text_spec(TINY + "model.layers: 4"), "duplicate")
+    raises(lambda: text_spec("model: {layers: 1}"), "required")
+
+
+@case
+def spec_selections_and_inits():
+    pick = specs.resolve_selection
+    assert pick({"first": 7, "last": 10}, 11, "") == {7, 8, 9, 10}
+    assert pick({"except": [6]}, 8, "") == {0, 1, 2, 3, 4, 5, 7}
+    assert pick("mlp", 6, "", True) == {1, 3, 5} and pick("none", 6, "") == set()
+    fill = specs.resolve_init
+    assert fill("round_robin", (4, 3), "", "pre").tolist() == [
+        [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert fill({"identity": 2}, (2, 2, 2), "", "res").tolist() == [[[2, 0], [0, 2]]] * 2
+    assert fill(0.5, (1, 2, 2), "", "res").tolist() == [[[0.5, 0.5]] * 2]
+    assert fill([1, 2, 3, 4], (2, 2, 2), "", "res").tolist() == [[[1, 2], [3, 4]]] * 2
+    assert fill([1, 2, 3], (3,), "", "other").tolist() == [1, 2, 3]
+    assert fill([7], (3,), "", "other").tolist() == [7, 7, 7]
+    assert fill({"ramp": [3, 9]}, (1, 2), "", "other").tolist() == [[3, 3]]
+    raises(lambda: fill([1, 2, 3], (2, 2), "x", "other"), "3 values")
+
+
+# ---- files and initial values ---------------------------------------------
+
+@case
+def init_agrees_with_integers():
+    """The generator in Python's unbounded integers."""
+    def mix(z):
+        full = 2 ** 64 - 1
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & full
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & full
+        return z ^ z >> 31
+
+    base = int.from_bytes(hashlib.sha256(b"5/layers.0.attn.qkv").digest()[:8], "little")
+    want = []
+    for i in range(50):
+        w = [mix((base + j * 0x9E3779B97F4A7C15) % 2 ** 64) for j in (2 * i, 2 * i + 1)]
+        u1, u2 = ((w[0] >> 11) + 1) / 2 ** 53, (w[1] >> 11) / 2 ** 53
+        want.append(0.25 * math.sqrt(-2 * math.log(u1)) * math.cos(2 * math.pi * u2))
+    got = init.normal(5, "layers.0.attn.qkv", 50, 0.25)
+    assert np.abs(got - np.float32(want)).max() < 1e-7
+    many = init.normal(0, "x", 200000, 2.0)
+    assert abs(many.mean()) < 0.02 and abs(many.std() - 2) < 0.01
+
+
+@case
+def init_values():
+    s = read("full", "model.init.out=normal", "train.seed=9")
+    p = init.initial(s)
+    assert p["embed"].shape == (24, 12) and abs(p["embed"].std() - 1) < 0.2
+    assert abs(p["layers.0.attn.out"].std() * 24 ** 0.5 - 0.5) < 0.15
+    assert p["hc.lane_init"].abs().max() == 0 and p["final_norm"].min() == 1
+    assert torch.equal(p["hc.res"][2], 1.02 * torch.eye(3))
+    assert torch.equal(p["hc.output"], torch.full((3,), 1 / 3))
+    assert p["hc.skips.a.gate"].item() == np.float32(0.3)
+    assert p["hc.skips.a.gate_weight"].tolist() == [0] * 5
+    assert init.initial(read("full"))["layers.0.attn.out"].abs().max() == 0
+
+
+@case
+def safetensors_round_trip():
+    path = os.path.join(FOLDER.name, "t.safetensors")
+    t = {"a": torch.randn(3, 4), "b.c": torch.randn(2, 1, 2).double(),
+         "s": torch.tensor(1.5).double(), "h": torch.randn(5).bfloat16()}
+    safetensors.save(path, t)
+    back = safetensors.load(path)
+    assert list(back) == list(t)
+    assert all(torch.equal(t[k], back[k]) and t[k].dtype == back[k].dtype for k in t)
+
+
+@case
+def data_packing():
+    path = os.path.join(FOLDER.name, "d.bin")
+    data.write_shard(path, [9, 0, 1, 2, 0, 3, 0, 4, 5, 6, 7, 8, 0, 1])
+    tokens = data.read_shard(path)
+    assert data.pack_stream(tokens, 4).tolist() == [
+        [9, 0, 1, 2, 0], [0, 3, 0, 4, 5], [5, 6, 7, 8, 0]]
+    assert data.pack_documents(tokens, 3, 0, 0).tolist() == [[0, 1, 2, 0], [0, 4, 5, 6]]
+    assert data.pack_documents(tokens, 3, 0, 2).tolist() == [[0, 1, 0, 3], [0, 4, 0, 1]]
+    rows = torch.tensor([[0, 1], [1, 2], [2, 3]])
+    assert data.batch(rows, 2, 2)[0].tolist() == [[2], [0]]
+
+
+# ---- branches against loops -----------------------------------------------
+
+def turned(x, p, rotary):
+    """x [D] at position p, one channel pair at a time."""
+    y, R = x.clone(), rotary.dims
+    for j in range(R // 2):
+        a, b = (j, j + R // 2) if rotary.kind == "half" else (2 * j, 2 * j + 1)
+        theta = p * rotary.base ** (-2 * j / R)
+        cos, sin = float(np.float32(math.cos(theta))), float(np.float32(math.sin(theta)))
+        y[a], y[b] = cos * x[a] + sin * x[b], cos * x[b] - sin * x[a]
+    return y
+
+
+def norm(x, eps, weight=None):
+    y = x / (x * x).mean(-1, keepdim=True).add(eps).sqrt()
+    return y if weight is None else y * weight
+
+
+def loop_attention(a, qkv, out, spec, window, tokens):
+    """One sequence a [N, C], head by head and query by query."""
+    m, N = spec.model, len(a)
+    H, K, D = m.heads, m.kv_heads, m.head_dim
+    q, k, v = (a @ qkv.T).split([H * D, K * D, K * D], 1)
+
+    def head(x, h, p):
+        x = x[p, h * D:(h + 1) * D]
+        x = norm(x, m.norm_eps) if m.attention.qk_norm else x
+        return turned(x, p, m.rotary) if m.rotary.kind != "none" else x
+
+    scale = 1 / math.sqrt(D) if m.attention.scale == "auto" else m.attention.scale
+    rows, start = [], 0
+    for p in range(N):
+        start = p if m.attention.document_mask and tokens[p] == spec.data.bos else start
+        low = max(start, p - window) if window != "full" else start
+        heads = []
+        for h in range(H):
+            g = h // (H // K)
+            s = torch.stack([scale * head(q, h, p) @ head(k, g, j) for j in range(low, p + 1)])
+            heads.append(s.softmax(0) @ v[low:p + 1, g * D:(g + 1) * D])
+        rows.append(torch.cat(heads) @ out.T)
+    return torch.stack(rows)
+
+
+@case
+def attention_by_loops():
+    changes = [[], ["model.rotary.kind=adjacent", "model.attention.scale=0.7"],
+               ["model.attention.document_mask=false", "model.kv_heads=1"],
+               ["model.attention.qk_norm=false", "model.rotary=none", "model.attention.window=0"],
+               ["model.rotary.dims=6", "model.attention.window=2", "model.kv_heads=4"]]
+    for change in changes:
+        s = read("full", *change)
+        p, (tokens, _) = doubles(s), tokens_for(s)
+        model = Model(s)
+        run = model._start(p, tokens)
+        a = torch.randn(2, 11, 12, dtype=torch.float64)
+        for i in (0, 2):
+            window = s.model.attention.window[i % len(s.model.attention.window)]
+            w = p[f"layers.{i}.attn.qkv"], p[f"layers.{i}.attn.out"]
+            got = branches.attention(a, *w, s.model, model._mask(run, window),
+                                     model._rotary_tables(run))
+            for r in range(2):
+                close(got[r], loop_attention(a[r], *w, s, window, tokens[r]), 1e-12)
+
+
+@case
+def bigram_by_loops():
+    tokens = torch.randint(50257, (3, 40))
+    got = bigram_rows(tokens, 1001)
+    for r in range(3):
+        assert got[r, 0] == 1000
+        for t in range(1, 40):
+            a, b = int(tokens[r, t]), int(tokens[r, t - 1])
+            assert got[r, t] == ((36313 * a) ^ (27191 * b)) % 1000
+
+
+@case
+def plain_gpt_by_hand():
+    """One lane and every default: a pre-norm GPT written down directly."""
+    s = read("tiny")
+    p, (tokens, targets) = doubles(s), tokens_for(s)
+    total = 0.0
+    for row, want in zip(tokens, targets):
+        x = norm(p["embed"][row], 1e-3)
+        for i in range(3):
+            w = f"layers.{i}."
+            x = x + loop_attention(norm(x, 1e-3), p[w + "attn.qkv"], p[w + "attn.out"], s,
+                                   "full", row)
+            x = x + (norm(x, 1e-3) @ p[w + "mlp.up"].T).clamp(min=0) ** 2 @ p[w + "mlp.down"].T
+        l = (norm(x, 1e-3) @ p["head"].T)[:, :23]
+        total += (l.logsumexp(1) - l[torch.arange(11), want]).sum()
+    close(loss_of(s, p, tokens, targets), total / 22, 1e-13)
+
+
+@case
+def mlp_and_softcap_by_formula():
+    u = torch.randn(1, 1, 4, dtype=torch.float64) * 3
+    eye, eye8 = torch.eye(4).double(), torch.eye(8).double()
+    gelu = 0.5 * u * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u ** 3)))
+    close(branches.mlp(u, eye, eye, "gelu"), gelu, 1e-14)
+    close(branches.mlp(u, eye, eye, "relu2"), torch.where(u > 0, u * u, 0 * u), 1e-14)
+    both = torch.cat((u, 2 * u + 1), -1)
+    close(branches.mlp(both, eye8, eye, "swiglu"), u / (1 + (-u).exp()) * (2 * u + 1), 1e-14)
+    cap = read("full").model.softcap
+    close(branches.softcap(u, cap), 23 / (1 + (-(u + 5) / 7.5).exp()), 1e-13)
+
+
+# ---- the lanes ------------------------------------------------------------
+
+class Dense:
+    """docs/spec.md's lane algebra on one stacked tensor X [n, B, N, C], every
+    coefficient looked up in a full table, every step taken at every sublayer."""
+
+    def __init__(self, spec, params):
+        self.s, self.p, self.hc = spec, params, spec.hc
+        self.model = Model(spec)
+
+    def table(self, name, coef):
+        t = self.p[name] if coef.learned else torch.from_numpy(coef.init)
+        return t.bfloat16().double() if self.hc.coef_dtype == "bf16" else t
+
+    def is_live(self, s):
+        layers = (self.s.model.attention.layers, self.s.model.mlp.layers)[s % 2]
+        return s // 2 in layers and s not in self.hc.dead
+
+    def acts(self, coef, s, per_layer):
+        def here(t):
+            return self.is_live(t) and t in coef.sublayers and t // 2 in coef.layers
+        if per_layer and s % 2 and here(s - 1):
+            return False
+        return here(s)
+
+    def lam(self, s, n):
+        c = self.hc.resid_lambda
+        if c.shape is None or not self.acts(c, s, c.granularity == "layer"):
+            return torch.ones(n).double()
+        t = self.table("hc.resid_lambda", c)[s // 2 if c.granularity == "layer" else s]
+        return t.expand(n) if t.dim() == 0 else t[:n]
+
+    def terms(self, s, site, n):
+        """Sum over sources of c[k] * src, [n, B, N, C]."""
+        total = torch.zeros(n, *self.x0.shape).double()
+        for name, src in self.hc.sources.items():
+            layer = src.granularity == "layer"
+            if not self.acts(src, s, layer):
+                continue
+            if site != "init" and (src.site != site or s == 0 and src.first == "lane_init"):
+                continue
+            if site == "init" and src.first == "in_place":
+                continue
+            c = self.table(f"hc.sources.{name}.coef", src)[s // 2 if layer else s]
+            c = c.expand(n) if len(c) == 1 else c[:n]
+            total = total + torch.einsum("k,btc->kbtc", c, self.vector(name, src))
+        return total
+
+    def vector(self, name, src):
+        if src.kind == "x0":
+            return self.x0
+        rows = bigram_rows(self.tokens, src.rows)
+        return self.p[f"hc.sources.{name}.table"][rows]
+
+    def gate(self, base, gate):
+        g = self.p[base] if gate.learned else torch.tensor([gate.init]).double()
+        if gate.kind == "scalar":
+            return g
+        if gate.kind == "sigmoid":
+            return torch.sigmoid(g)
+        w = self.p[base + "_weight"]
+        return torch.sigmoid(g) * 2 * torch.sigmoid(self.x0[..., :gate.channels] @ w)[..., None]
+
+    def value(self, point, X):
+        return X.mean(0) if point.lane == "mean" else X[point.lane]
+
+    def skips(self, s, when, X, kept):
+        for name, skip in self.hc.skips.items():
+            if when == "before" and (skip["from"].sublayer, skip["from"].when) == (s, when):
+                kept[name] = self.value(skip["from"], X)
+            if (skip.to.sublayer, skip.to.when) == (s, when) and self.is_live(s):
+                hit = torch.zeros(len(X)).double()
+                hit[... if skip.to.lane == "all" or len(X) == 1 else skip.to.lane] = 1
+                add = self.gate(f"hc.skips.{name}.gate", skip.gate) * kept[name]
+                X = X + torch.einsum("k,btc->kbtc", hit, add)
+        if when == "after":
+            for name, skip in self.hc.skips.items():
+                if (skip["from"].sublayer, skip["from"].when) == (s, when):
+                    kept[name] = self.value(skip["from"], X)
+        return X
+
+    def coefficients(self, s, n, where):
+        """pre [n], res [n, n], post [n] of sublayer s."""
+        pre, res, post = torch.full((n,), 1 / n, dtype=torch.float64), torch.eye(n).double(), \
+            torch.ones(n).double()
+        if where != "one" and self.acts(self.hc.pre, s, False):
+            pre = self.table("hc.pre", self.hc.pre)[s]
+        if where == "inside" and self.acts(self.hc.res, s, False):
+            res = self.table("hc.res", self.hc.res)[s]
+        if where == "inside" and self.acts(self.hc.post, s, False):
+            post = self.table("hc.post", self.hc.post)[s]
+        return pre, res, post
+
+    def start(self, n):
+        li = self.hc.lane_init
+        share = {"copy": torch.ones(n), "split": torch.ones(n).double() / n,
+                 "first": torch.eye(n)[0]}
+        X = torch.einsum("k,btc->kbtc", share[li.kind].double(), self.x0)
+        if li.learned:
+            X = X + self.p["hc.lane_init"][:n, None, None]
+        return X + self.terms(0, "init", n)
+
+    def trunk(self, tokens):
+        m, hc, self.tokens = self.s.model, self.hc, tokens
+        run = self.model._start(self.p, tokens)
+        x = self.p["embed"][tokens]
+        self.x0 = norm(x, m.norm_eps) if m.embed_norm else x
+        L, first, last = m.layers, hc.layers[0], hc.layers[-1]
+        X, kept, backs = self.start(hc.lanes if first == 0 else 1), {}, {}
+        for s in range(2 * L):
+            i = s // 2
+            where = "one" if i < first or i > last and hc.leave != "keep" else \
+                "inside" if i <= last else "kept"
+            if s == 2 * first and s:
+                X = X.expand(hc.lanes, *X.shape[1:])
+            self.look(s, "before", X, backs)
+            X = self.skips(s, "before", X, kept)
+            if self.is_live(s):
+                n = len(X)
+                pre, res, post = self.coefficients(s, n, where)
+                lam = self.lam(s, n)
+                early = lam if hc.resid_lambda.site == "before_read" else torch.ones(n).double()
+                late = lam if hc.resid_lambda.site == "at_write" else torch.ones(n).double()
+                X = torch.einsum("k,kbtc->kbtc", early, X) + self.terms(s, "before_read", n)
+                h = self.model._branch(run, s, torch.einsum("k,kbtc->btc", pre, X))
+                X = torch.einsum("k,kl,lbtc->kbtc", late, res, X) \
+                    + torch.einsum("k,btc->kbtc", post, h) + self.terms(s, "at_write", n)
+            X = self.skips(s, "after", X, kept)
+            self.look(s, "after", X, backs)
+            if s == 2 * last + 1 and last < L - 1:
+                X = X if hc.leave == "keep" else self.fold(X, hc.leave)
+        reduces = last == L - 1 or hc.leave == "keep"
+        out = self.fold(X, hc.output)[0] if reduces else X[0]
+        for name, b in hc.backouts.items():
+            out = out - self.gate(f"hc.backouts.{name}.gate", b.gate) * backs[name]
+        return out
+
+    def look(self, s, when, X, backs):
+        for name, b in self.hc.backouts.items():
+            if (b["from"].sublayer, b["from"].when) == (s, when):
+                backs[name] = self.value(b["from"], X)
+
+    def fold(self, X, how):
+        if how == "learned":
+            return torch.einsum("k,kbtc->btc", self.p["hc.output"], X)[None]
+        if isinstance(how, int):
+            return X[how:how + 1]
+        return X.sum(0, keepdim=True) if how == "sum" else X.mean(0, keepdim=True)
+
+
+VARIANTS = [
+    ("full",), ("keep",), ("leave",), ("full", "hc.dead=[0, 4]"),
+    ("full", "hc.dead=[0]", "hc.sources.x.granularity=layer", "hc.sources.x.first=lane_init"),
+    ("full", "hc.coef_dtype=bf16", "hc.res.learned=false", "hc.pre.init=0.3"),
+    ("full", "hc.res.learned=false", "hc.pre.learned=false", "hc.post.learned=false",
+     "hc.resid_lambda.learned=false",
+     "hc.sources.x.learned=false", "hc.skips.b.gate.learned=false"),
+    ("full", "hc.lane_init=first", "hc.lane_init.learned=false", "hc.output={lane: 1}",
+     "hc.sources.big.first=lane_init", "hc.sources.x.shared=true", "hc.sources.x.sublayers=mlp"),
+    ("full", "hc.pre.layers=[0, 2]", "hc.res.sublayers=[1, 2, 5]", "hc.post=0.0",
+     "hc.skips.a.to.when=after", "hc.skips.a.to.sublayer=2", "hc.skips.a.gate.kind=sigmoid"),
+    ("keep", "hc.layers=[0, 1]", "hc.output=mean", "hc.pre=0.4"),
+    ("keep", "hc.layers=[2, 3]", "hc.lane_init={kind: split, learned: true}",
+     "hc.skips.a.from.lane=0", "hc.backouts.out.from.lane=0"),
+    ("keep", "hc.leave={lane: 2}", "hc.resid_lambda.granularity=lane", "hc.resid_lambda.init=1.1",
+     "hc.sources.x.init=0.2", "hc.sources.x.shared=false"),
+    ("leave", "hc.leave=mean", "hc.skips.a.to.sublayer=4", "hc.skips.a.from.when=before"),
+    ("leave",
+     "hc.skips.c={from: {sublayer: 1}, to: {sublayer: 3, when: after, lane: 0}, gate: 0.2}",
+     "hc.skips.d={from: {sublayer: 3, when: before, lane: 2}, to: {sublayer: 5}, gate: 0.7}"),
+    ("full", "hc.lanes=1", "hc.post.init=0.9", "hc.skips.a.from.lane=0", "hc.skips.b.to.lane=0",
+     "hc.backouts.out.from.lane=mean", "hc.output=learned"),
+]
+
+
+@case
+def lanes_by_dense_algebra():
+    for variant in VARIANTS:
+        s = read(*variant)
+        p, (tokens, _) = doubles(s), tokens_for(s)
+        want = Dense(s, p).trunk(tokens)
+        got = Model(s).trunk(p, tokens)
+        error = (got - want).abs().max() / want.abs().max()
+        assert error < 1e-12, (variant, error)
+
+
+@case
+def default_lanes_change_nothing():
+    """Copies, one-hot reads, identity, writes of 1: the plain net for any n."""
+    one = loss_of(read("tiny"), doubles(read("tiny")))
+    for n in (2, 3, 5):
+        s = read("tiny", f"hc.lanes={n}")
+        assert set(doubles(s)) == set(doubles(read("tiny")))
+        close(loss_of(s, doubles(s)), one, 1e-13)
+
+
+@case
+def lane_order_is_a_name():
+    """Permuting lanes with everything that speaks of lanes leaves the loss alone."""
+    order = [2, 0, 1]               # new lane k is old lane order[k]
+    s, new = read("full"), {old: k for k, old in enumerate(order)}
+    p = doubles(s)
+    q = dict(p)
+    q["hc.res"] = p["hc.res"][:, order][:, :, order]
+    for name in ("hc.pre", "hc.post", "hc.resid_lambda", "hc.sources.x.coef",
+                 "hc.sources.big.coef"):
+        q[name] = p[name][:, order]
+    for name in ("hc.lane_init", "hc.output"):
+        q[name] = p[name][order]
+    moved = read("full", f"hc.skips.a.from.lane={new[1]}", f"hc.skips.b.to.lane={new[2]}",
+                 f"hc.backouts.out.from.lane={new[2]}")
+    close(loss_of(moved, q), loss_of(s, p), 1e-13)
+    assert abs(loss_of(s, q) - loss_of(s, p)) > 1e-4
+
+
+# ---- gradients ------------------------------------------------------------
+
+def check_gradients(spec, entries=2):
+    """Every parameter along a random direction and at a few single entries."""
+    values = doubles(spec)
+    grads, g = grads_of(spec, values), torch.Generator().manual_seed(7)
+    for name, v in values.items():
+        got = grads["grad." + name]
+        directions = [torch.randn(v.shape, generator=g, dtype=torch.float64)]
+        for _ in range(entries):
+            one = torch.zeros(v.numel()).double()
+            one[torch.randint(v.numel(), (1,), generator=g)] = 1
+            directions.append(one.reshape(v.shape))
+        for d in directions:
+            want = difference(spec, values, name, d)
+            slope = (got * d).sum().item()
+            assert abs(slope - want) < 1e-7 * max(1.0, got.norm().item()), (name, slope, want)
+
+
+def difference(spec, values, name, d, h=1e-5):
+    """Central difference of the loss along d: error h^2 in the third derivative
+    and 1e-16/h in rounding, about 1e-10 each."""
+    with torch.no_grad():
+        ends = [loss_of(spec, {**values, name: values[name] + e * d}).item() for e in (h, -h)]
+    return (ends[0] - ends[1]) / (2 * h)
+
+
+@case
+def gradients_of_everything():
+    check_gradients(read("full"))
+
+
+@case
+def gradients_with_kept_lanes():
+    check_gradients(read("keep"))
+
+
+@case
+def gradients_with_left_lanes():
+    check_gradients(read("leave"))
+
+
+@case
+def no_gradient_vanishes():
+    grads = grads_of(read("full"), doubles(read("full")))
+    idle = [k for k, v in grads.items() if k.startswith("grad.") and not v.abs().max() > 0]
+    assert idle == [], idle
+
+
+@case
+def padded_rows_take_no_part():
+    s = read("full")
+    p, grads = doubles(s), grads_of(s, doubles(s))
+    assert grads["grad.head"].shape == (24, 12) and grads["logits"].shape == (22, 23)
+    assert grads["grad.head"][23].abs().max() == 0 and grads["grad.embed"][23].abs().max() == 0
+    tied = read("keep")
+    assert grads_of(tied, doubles(tied))["grad.embed"][23].abs().max() == 0
+    p["head"][23] += 100
+    close(loss_of(s, p), grads["loss"], 0)
+
+
+@case
+def dead_sublayers_are_silent():
+    s = read("full", "hc.dead=[4]")
+    grads = grads_of(s, doubles(s))
+    for name in ("layers.2.attn.qkv", "layers.2.attn.out", "layers.2.attn.norm", "hc.skips.b.gate"):
+        assert grads["grad." + name].abs().max() == 0, name
+    for name in ("hc.res", "hc.pre", "hc.post", "hc.resid_lambda", "hc.sources.x.coef"):
+        g = grads["grad." + name]
+        assert g[4].abs().max() == 0 and g[2].abs().max() == 0 and g[5].abs().max() > 0, name
+    assert "grad.layers.1.attn.qkv" not in grads and "grad.layers.1.attn.norm" not in grads
+
+
+@case
+def detached_sources_get_nothing():
+    full, cut = read("full"), read("full", "hc.sources.big.detach=true")
+    a, b = grads_of(full, doubles(full)), grads_of(cut, doubles(cut))
+    name = "grad.hc.sources.big."
+    close(a["loss"], b["loss"], 0)
+    assert b[name + "table"].abs().max() == 0 and a[name + "table"].abs().max() > 0
+    close(a[name + "coef"], b[name + "coef"], 1e-14)
+    cut = read("full", "hc.sources.x.detach=true")
+    b = grads_of(cut, doubles(cut))
+    close(a["grad.hc.sources.x.coef"], b["grad.hc.sources.x.coef"], 1e-14)
+    assert (a["grad.embed"] - b["grad.embed"]).abs().max() > 1e-6
+
+
+@case
+def rounded_coefficients_pass_gradients():
+    s, plain = read("full", "hc.coef_dtype=bf16"), read("full")
+    p = doubles(s)
+    q = {k: v.bfloat16().double() if k in ("hc.res", "hc.pre", "hc.post", "hc.resid_lambda")
+         or k.endswith(".coef") else v for k, v in p.items()}
+    a, b = grads_of(s, p), grads_of(plain, q)
+    for name in a:
+        close(a[name], b[name], 1e-13)
+
+
+@case
+def frozen_is_learned_left_alone():
+    keys = ("res", "pre", "post", "resid_lambda", "sources.x", "sources.big", "skips.b.gate")
+    frozen = read("full", *[f"hc.{k}.learned=false" for k in keys])
+    s = read("full")
+    p, start = doubles(s), init.initial(s)
+    names = [f"hc.{k}" + (".coef" if "sources" in k else "") for k in keys]
+    p.update({k: start[k].double() for k in names})
+    q = {k: v for k, v in p.items() if k not in names}
+    a, b = grads_of(s, p), grads_of(frozen, q)
+    assert set(a) - set(b) == {"grad." + k for k in names}
+    for name in b:
+        close(b[name], a[name], 1e-13)
+
+
+@case
+def narrow_types_are_near():
+    for name in ("full", "keep", "leave"):
+        s = read(name)
+        want = grads_of(s, doubles(s))
+        for dtype, tol in ((torch.float32, 1e-4), (torch.bfloat16, 0.15)):
+            got = grads_of(s, doubles(s), dtype)
+            assert got["loss"].dtype == torch.float32
+            for k in want:
+                # in bfloat16 the sum behind a small table may cancel altogether
+                if dtype == torch.float32 or want[k].numel() > 100:
+                    scale = want[k].norm().item() or 1.0
+                    error = (got[k].double() - want[k]).norm().item() / scale
+                    assert error < tol, (name, dtype, k, error)
+
+
+# ---- training -------------------------------------------------------------
+
+@case
+def schedule_by_hand():
+    t = read("tiny", "train.steps=10", "train.warmup=4", "train.cooldown=0.3").train
+    got = [schedule(t, k) for k in range(10)]
+    close(got, [.25, .5, .75, 1, 1, 1, 1, .7, .4, .1], 1e-15)
+    t = read("tiny", "train.steps=4", "train.cooldown=1", "train.cooldown_kind=cosine",
+             "train.floor=0").train
+    close([schedule(t, k) for k in range(4)],
+          [0.5 * (1 + math.cos(math.pi * r / 4)) for r in (1, 2, 3, 4)], 1e-15)
+    t = read("tiny", "train.cooldown_kind=constant").train
+    assert all(schedule(t, k) == 1 for k in range(1000))
+
+
+@case
+def groups_in_order():
+    s = read("full", "optim.weight_decay=0.1", "hc.post.lr_mul=5", "hc.sources.x.betas=[0.5, 0.6]",
+             "optim.groups.a={match: 'hc.*', lr_mul: 3, weight_decay: 0.2}",
+             "optim.groups.b={match: 'hc.sources.?.coef', eps: 0.1}")
+    got = {p.name: settings(s, p) for p in parameters(s)}
+    assert got["embed"] == {"lr_mul": 1, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}
+    assert got["final_norm"]["weight_decay"] == 0 and got["hc.post"]["lr_mul"] == 3
+    assert got["hc.sources.x.coef"] == {"lr_mul": 3, "betas": [0.5, 0.6], "eps": 0.1,
+                                        "weight_decay": 0.2}
+    assert got["hc.sources.big.coef"]["eps"] == 1e-8
+    assert got["hc.sources.big.table"]["weight_decay"] == 0.2
+    s = read("full", "hc.post.lr_mul=5")
+    assert {p.name: settings(s, p) for p in parameters(s)}["hc.post"]["lr_mul"] == 5
+    assert matches("*.norm", "layers.0.attn.norm") and not matches("a[b]", "ab")
+
+
+@case
+def adamw_agrees_with_torch():
+    s = read("tiny", "optim.weight_decay=0.1", "train.cooldown_kind=constant", "train.lr=0.01")
+    params = train.leaves(doubles(s), torch.float64)
+    theirs = {k: v.detach().clone().requires_grad_() for k, v in params.items()}
+    own = AdamW(s, parameters(s), params)
+    other = torch.optim.AdamW(theirs.values(), 0.01, (0.9, 0.95), 1e-8, 0.1)
+    for step in range(5):
+        for k, p in params.items():
+            p.grad = torch.randn(p.shape, dtype=torch.float64)
+            theirs[k].grad = p.grad.clone()
+        own.step()
+        other.step()
+    for k, p in params.items():
+        close(p, theirs[k], 1e-13)
+
+
+@case
+def clipping_bounds_the_norm():
+    s = read("tiny", "train.clip=0.5")
+    params = train.leaves(doubles(s), torch.float64)
+    for p in params.values():
+        p.grad = torch.ones_like(p)
+    count = sum(p.numel() for p in params.values())
+    norm_before = AdamW(s, parameters(s), params).step()
+    close(norm_before, math.sqrt(count), 1e-12)
+    total = math.sqrt(sum(p.grad.square().sum().item() for p in params.values()))
+    close(total, 0.5 * norm_before / (norm_before + 1e-6), 1e-12)
+
+
+@case
+def micro_batches_add_up():
+    s, halves = read("full"), read("full", "train.micro_batches=2")
+    tokens, targets = tokens_for(s)
+    ends = []
+    for spec, batches in ((s, [(tokens, targets)]),
+                          (halves, [(tokens[:1], targets[:1]), (tokens[1:], targets[1:])])):
+        params = train.leaves(doubles(spec), torch.float64)
+        t = train.Trainer(spec, params, torch.float64)
+        assert t.rows == len(batches[0][0])
+        ends.append((t.step(batches), {k: p.grad for k, p in params.items()}))
+    close(ends[0][0], ends[1][0], 1e-13)
+    for k in ends[0][1]:
+        close(ends[0][1][k], ends[1][1][k], 1e-12)
+
+
+@case
+def training_learns():
+    data.write_shard(os.path.join(FOLDER.name, "train.bin"), ([3] + list(range(4, 20))) * 20)
+    s = read("full", "data.train=train.bin", "train.lr=0.01", "train.steps=40",
+             "model.init.head_std=0.3", "model.init.out=normal")
+    params = train.leaves(init.initial(s), torch.float32)
+    t, rows = train.Trainer(s, params, torch.float32), data.sequences(s, s.data.train)
+    losses = [t.step([data.batch(rows, k * t.rows, t.rows)]) for k in range(40)]
+    assert losses[0] > 2.5 and losses[-1] < 0.7 * losses[0], (losses[0], losses[-1])
+    assert t.validate(rows[:4]) < 0.7 * losses[0]
+
+
+# ---- running --------------------------------------------------------------
+
+def main():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)        # tensors this small only lose time to a second one
+    write_specs()
+    failed = 0
+    for f in CASES:
+        try:
+            f()
+            print("PASS", f.__name__)
+        except Exception as e:
+            failed += 1
+            print("FAIL", f.__name__, type(e).__name__, e)
+    print(f"{len(CASES) - failed} passed, {failed} failed")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -548,7 +548,7 @@ heavy_attn(Fuse *f, int i)
 	push(p, s, opd_float(v->num));
 	push(p, s, opd_int(m->seq));
 	push(p, s, opd_int(p->T));
-	s->items = p->T / m->seq * m->H * ((m->seq + 63) / 64);
+	s->items = p->T / m->seq * m->H * ((m->seq + 127) / 128);
 	s->flops = 4. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
 	s->nbytes = (double)p->T * (2. * HD + 2. * m->K * m->D) * dt_size(f->gemm_out);
 }
@@ -968,7 +968,10 @@ plan_update(Arena *a, const Model *m)
 		w = &m->param[i];
 		s = step_new(p, STEP_TEMPLATE, "adamw", w->name);
 		push(p, s, opd_arena(A_PARAMS, w->off, F32, 1));
-		push(p, s, opd_arena(A_WEIGHTS, w->woff < 0 ? 0 : (size_t)w->woff, BF16, 1));
+		if (w->woff >= 0)
+			push(p, s, opd_arena(A_WEIGHTS, (size_t)w->woff, BF16, 1));
+		else
+			push(p, s, opd_int(0));         /* a null pointer */
 		push(p, s, opd_arena(A_MOMENT1, w->off, F32, 1));
 		push(p, s, opd_arena(A_MOMENT2, w->off, F32, 1));
 		push(p, s, opd_arena(A_GRADS, w->off, F32, 1));

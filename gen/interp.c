@@ -1,19 +1,15 @@
-/* Executes a Graph, or a Plan inside its arenas, in double: the living
- * definition of the ops.
+/* Executes a Graph in double: the living definition of the ops.
  *
- * interp_graph computes every value once, whole arrays at a time, plainly.
- * interp_plan walks the steps of a plan and may touch nothing but what the
- * step says it reads: operands come out of one block of memory laid out as
- * mem.c planned it, results go back there, and memory whose buffer is dead
- * holds NaN, so that a wrong lifetime or a missing store shows in the result. */
-#include "hcgen.h"
+ * interp_graph computes every value once, whole arrays at a time, plainly; the
+ * pieces are shared with interp_plan.c, which runs a plan's steps instead. */
+#include "interp.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-static double *
-array(size_t n)
+double *
+interp_array(size_t n)
 {
 	double *p = calloc(n ? n : 1, sizeof *p);
 
@@ -55,8 +51,8 @@ at(const Val *v, const double *x, long row, int c, int width)
 	}
 }
 
-static double
-formula(Op op, double x, double y)
+double
+interp_point(Op op, double x, double y)
 {
 	(void)y;
 	switch ((int)op) {
@@ -80,7 +76,7 @@ eval_point(Interp *I, const Val *v, double *r)
 
 	for (t = 0; t < rows; t++)
 		for (c = 0; c < v->width; c++)
-			*r++ = formula(v->op, at(a, x, t, c, v->width),
+			*r++ = interp_point(v->op, at(a, x, t, c, v->width),
 			               b ? at(b, y, t, c, v->width) : 0);
 }
 
@@ -218,11 +214,11 @@ eval_leaf(Interp *I, const Val *v, double *r)
 
 /* c[i, j] += sum over k of a[i, k] b[j, k], a as [m, k], b as [n, k]; strides
  * let either be transposed.  Inner loop over i, so that it vectorises. */
-static void
-matmul(double *c, const double *a, const double *b, long m, long n, long k,
+void
+interp_matmul(double *c, const double *a, const double *b, long m, long n, long k,
        long ai, long ak, long bj, long bk)
 {
-	double *at_ = array((size_t)(m * k)), *row = array((size_t)m);
+	double *at_ = interp_array((size_t)(m * k)), *row = interp_array((size_t)m);
 	double w;
 	long i, j, l;
 
@@ -242,8 +238,6 @@ matmul(double *c, const double *a, const double *b, long m, long n, long k,
 	free(at_);
 	free(row);
 }
-
-typedef struct { int H, K, D; long first; double scale; } Head;
 
 static long
 first_key(const Interp *I, const Val *v, long t)
@@ -280,11 +274,11 @@ softmax_row(const Interp *I, const Val *v, long t, int h, double *p, long first)
 	return max + log(sum);
 }
 
-static void
-eval_attn(Interp *I, const Val *v, double *o, double *lse)
+void
+interp_attn(Interp *I, const Val *v, double *o, double *lse)
 {
 	const Model *m = I->g->model;
-	double *p = array((size_t)I->in->T);
+	double *p = interp_array((size_t)I->in->T);
 	const double *vv;
 	long t, j, first;
 	int h, d;
@@ -303,11 +297,11 @@ eval_attn(Interp *I, const Val *v, double *o, double *lse)
 	free(p);
 }
 
-static void
-eval_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv)
+void
+interp_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv)
 {
 	const Model *m = I->g->model;
-	double *p = array((size_t)I->in->T), delta, dp, ds;
+	double *p = interp_array((size_t)I->in->T), delta, dp, ds;
 	const double *o, *dob, *q, *k, *vv;
 	long t, j, first, kv, i;
 	int h, d, D = m->D;
@@ -340,8 +334,8 @@ eval_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv)
 }
 
 /* softcap and its derivative */
-static double
-softcap(const Spec *s, double l, double *dz)
+double
+interp_softcap(const Spec *s, double l, double *dz)
 {
 	double z;
 
@@ -361,15 +355,15 @@ softcap(const Spec *s, double l, double *dz)
 }
 
 /* logits z and gradients of one row; returns its loss */
-static double
-head_row(Interp *I, double *l, int target)
+double
+interp_head_row(Interp *I, double *l, int target)
 {
 	const Model *m = I->g->model;
-	double *dz = array((size_t)m->Vp), max = -INFINITY, sum = 0, loss;
+	double *dz = interp_array((size_t)m->Vp), max = -INFINITY, sum = 0, loss;
 	int c;
 
 	for (c = 0; c < m->V; c++) {
-		l[c] = softcap(m->spec, l[c], &dz[c]);
+		l[c] = interp_softcap(m->spec, l[c], &dz[c]);
 		max = fmax(max, l[c]);
 	}
 	for (c = 0; c < m->V; c++)
@@ -390,18 +384,18 @@ eval_head(Interp *I, const Val *v, double *loss, double *dx, double *dw)
 	const double *w = I->in->param[I->g->v[v->arg[1]].attr[0]];
 	long T = I->in->T, t;
 	int C = m->C;
-	double *l = array((size_t)T * (size_t)m->Vp);
+	double *l = interp_array((size_t)T * (size_t)m->Vp);
 
-	matmul(l, x, w, T, m->Vp, C, C, 1, C, 1);
+	interp_matmul(l, x, w, T, m->Vp, C, C, 1, C, 1);
 	for (t = 0; t < T; t++)
-		*loss += head_row(I, l + t * m->Vp, I->in->targets[t]);
-	matmul(dx, l, w, T, C, m->Vp, m->Vp, 1, 1, C);
-	matmul(dw, l, x, m->Vp, C, T, 1, m->Vp, 1, C);
+		*loss += interp_head_row(I, l + t * m->Vp, I->in->targets[t]);
+	interp_matmul(dx, l, w, T, C, m->Vp, m->Vp, 1, 1, C);
+	interp_matmul(dw, l, x, m->Vp, C, T, 1, m->Vp, 1, C);
 	free(l);
 }
 
-static const int32_t *
-gather_index(const Interp *I, const Val *v)
+const int32_t *
+interp_index(const Interp *I, const Val *v)
 {
 	const Spec *s = I->g->model->spec;
 	int j;
@@ -418,7 +412,7 @@ gather_index(const Interp *I, const Val *v)
 static void
 eval_gather(Interp *I, const Val *v, double *r)
 {
-	const int32_t *idx = gather_index(I, v);
+	const int32_t *idx = interp_index(I, v);
 	const double *w;
 	long t, c, C = v->width;
 
@@ -458,10 +452,10 @@ tuple_result(Interp *I, int tuple, int which, size_t n, double **spare)
 		if (g->v[i].op == OP_OUT && g->v[i].arg[0] == tuple &&
 		    g->v[i].attr[0] == which) {
 			if (!I->x[i])
-				I->x[i] = array(n);
+				I->x[i] = interp_array(n);
 			return I->x[i];
 		}
-	return *spare = array(n);
+	return *spare = interp_array(n);
 }
 
 static void
@@ -477,12 +471,12 @@ eval_tuple(Interp *I, int i)
 	if (v->op == OP_ATTN) {
 		a = tuple_result(I, i, 0, T * HD, &s[0]);
 		b = tuple_result(I, i, 1, T * (size_t)m->H, &s[1]);
-		eval_attn(I, v, a, b);
+		interp_attn(I, v, a, b);
 	} else if (v->op == OP_ATTN_BWD) {
 		a = tuple_result(I, i, 0, T * HD, &s[0]);
 		b = tuple_result(I, i, 1, T * KD, &s[1]);
 		c = tuple_result(I, i, 2, T * KD, &s[2]);
-		eval_attn_bwd(I, v, a, b, c);
+		interp_attn_bwd(I, v, a, b, c);
 	} else {
 		a = tuple_result(I, i, 0, 1, &s[0]);
 		b = tuple_result(I, i, 1, T * (size_t)m->C, &s[1]);
@@ -513,24 +507,23 @@ eval_heavy(Interp *I, int i, double *r)
 		break;
 	case OP_GEMM:
 	case OP_LOGITS:
-		matmul(r, x, w, T, n, k, k, 1, k, 1);
+		interp_matmul(r, x, w, T, n, k, k, 1, k, 1);
 		for (j = 0; v->op == OP_LOGITS && j < (size_t)(T * n); j++)
-			r[j] = softcap(g->model->spec, r[j], &dz);
+			r[j] = interp_softcap(g->model->spec, r[j], &dz);
 		break;
 	case OP_GEMM_DX:        /* dx[t, n] = sum_k dy[t, k] W[k, n] */
-		matmul(r, x, w, T, n, k, k, 1, 1, n);
+		interp_matmul(r, x, w, T, n, k, k, 1, 1, n);
 		break;
 	case OP_GEMM_DW:        /* dW[k, n] = sum_t dy[t, k] x[t, n] */
 		y = I->x[v->arg[1]];
 		n = g->v[v->arg[1]].width;
-		matmul(r, x, y, k, n, T, 1, k, 1, n);
+		interp_matmul(r, x, y, k, n, T, 1, k, 1, n);
 		break;
 	}
 }
 
-/* compute value i into I->x[i] */
-static void
-eval(Interp *I, int i)
+void
+interp_eval(Interp *I, int i)
 {
 	const Graph *g = I->g;
 	const Val *v = &g->v[i];
@@ -545,16 +538,13 @@ eval(Interp *I, int i)
 	if (v->kind == K_MAT)
 		n = mat_count(g, v);
 	if (!I->x[i])
-		I->x[i] = array(n);
+		I->x[i] = interp_array(n);
 	switch (op_info[v->op].class) {
 	case CL_POINT:
 		eval_point(I, v, I->x[i]);
 		break;
 	case CL_REDUCE:
-		if (v->op == OP_SUMG)
-			eval_reduce(I, v, I->x[i]);
-		else
-			eval_reduce(I, v, I->x[i]);
+		eval_reduce(I, v, I->x[i]);
 		break;
 	case CL_INDEX:
 		eval_index(I, v, I->x[i]);
@@ -568,7 +558,7 @@ eval(Interp *I, int i)
 	}
 }
 
-static Interp *
+Interp *
 interp_new(const Graph *g, const Inputs *in)
 {
 	Interp *I = calloc(1, sizeof *I);
@@ -583,7 +573,7 @@ interp_new(const Graph *g, const Inputs *in)
 	if (!I->x || !I->grad)
 		die("out of memory: the interpreter");
 	for (i = 0; i < g->model->nparam; i++)
-		I->grad[i] = array((size_t)g->model->param[i].n);
+		I->grad[i] = interp_array((size_t)g->model->param[i].n);
 	return I;
 }
 
@@ -644,7 +634,7 @@ interp_graph(const Graph *g, const Inputs *in, const bool *want)
 	int *last = last_uses(g, want), i, j, a;
 
 	for (i = 0; i < g->n; i++) {
-		eval(I, i);
+		interp_eval(I, i);
 		for (j = 0; j < 6 && g->v[i].arg[j] >= 0; j++) {
 			a = g->v[i].arg[j];
 			if (last[a] == i && I->x[a]) {

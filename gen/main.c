@@ -18,7 +18,7 @@ typedef struct {
 	long n, threads, rows;
 	double temperature;
 	long long seed;
-	bool has_seed, json, quiet, logits, list_params, schema;
+	bool has_seed, json, quiet, logits, list_params, schema, reference;
 } Options;
 
 static const char usage[] =
@@ -118,6 +118,7 @@ flag_option(Options *o, const char *opt)
 	const struct { const char *name; bool *to; } flags[] = {
 		{ "--json", &o->json }, { "--quiet", &o->quiet },
 		{ "--logits", &o->logits }, { "--schema", &o->schema },
+		{ "--reference", &o->reference },
 	};
 	size_t i;
 
@@ -269,7 +270,8 @@ verb_verify(Arena *a, const Options *o)
 {
 	VerifyOpts v = { .params = o->params, .tokens = o->tokens, .dump = o->dump_file,
 	                 .logits = o->logits, .rows = o->rows, .seed = o->seed,
-	                 .threads = (int)o->threads, .json = o->json };
+	                 .threads = (int)o->threads, .json = o->json,
+	                 .reference = o->reference };
 	const char *file = one_arg(o, "verify");
 
 	if ((v.params != NULL) != (v.tokens != NULL))

@@ -13,6 +13,7 @@ void show_params(const Model *m, FILE *f);
 typedef struct {
 	const char *params, *tokens, *dump;     /* the user's own, or NULL */
 	bool logits, json;
+	bool reference;         /* dump the interpreter's results, in double */
 	long rows;              /* tokens, 0: about 128 */
 	long long seed;
 	int threads;

@@ -275,7 +275,9 @@ cut_plain(Plan *p)
 }
 
 /* Few tiles: k is split.  Splits are of equal length, and so are the chunks
- * that each adds up. */
+ * that each adds up.  oneDNN packs a transposed A itself: transposing it into
+ * scratch first took 0.16 ns per bf16 element, a sixth of the product's time
+ * at n = 256, which is what its packing takes too. */
 static void
 cut_transposed(Plan *p)
 {

@@ -1,2 +1,546 @@
+/* hcgen verify: what was emitted against what the spec means.
+ *
+ * The only file that sees both halves.  It runs the train program of a real
+ * Run, and behind each step carries out the same step in double on the same
+ * memory (gen/interp_plan.c): a step may differ from that by the rounding of
+ * its own result and of its fp32 sums, no more.  At the end, loss and every
+ * gradient are held against the whole graph in double. */
+#define _GNU_SOURCE
 #include "../gen/verbs.h"
-int verify(Arena *a, const Model *m, const VerifyOpts *o) { (void)a; (void)m; (void)o; die("verify: not yet"); }
+#include "../gen/interp.h"
+#include "hcrun.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A result rounded to bf16 is off by at most half an ulp, 2^-9 of itself; fp32
+ * arithmetic over sums of up to 2^14 terms and elementary functions of 2 ulp
+ * stay below 1e-5 of the norm. */
+static const double tol_f32 = 1e-5, tol_bf16 = 1. / 512 + 1e-5;
+
+typedef struct {
+	Arena *a;
+	const Model *m;
+	const VerifyOpts *o;
+	Bundle *b;
+	const Plan *p;
+	Run *r;
+	Interp *I;
+	Inputs in;
+	double **shadow;        /* gradients as the steps should have added them */
+	double loss;
+	/* the step at hand */
+	const Step *s;
+	double err, ref;
+	Dt worst;               /* coarsest type written */
+	int bad;
+	double worst_f32, worst_bf16;
+	int nstep;
+} Verify;
+
+/* memory of the run */
+
+static char *
+place(Verify *v, const Opd *o)
+{
+	switch (o->kind) {
+	case OPD_BUF:
+		return v->r->arena[A_ACTS] + v->p->buf[o->id].off + o->off;
+	case OPD_ARENA:
+		return v->r->arena[o->id] + o->off;
+	case OPD_INPUT:
+		return v->r->arena[A_INPUTS] + v->b->input[o->id] + o->off;
+	default:
+		bug("verify: operand of kind %d", o->kind);
+	}
+}
+
+static double
+element(const char *p, Dt dt, long i)
+{
+	uint32_t u;
+	float f;
+
+	switch (dt) {
+	case F32:
+		return ((const float *)(const void *)p)[i];
+	case F64:
+		return ((const double *)(const void *)p)[i];
+	case I32:
+		return ((const int32_t *)(const void *)p)[i];
+	default:
+		u = (uint32_t)((const uint16_t *)(const void *)p)[i] << 16;
+		memcpy(&f, &u, sizeof f);
+		return f;
+	}
+}
+
+static void
+real_get(void *ctx, const Opd *o, long n, double *x)
+{
+	const char *p = place(ctx, o);
+	long i;
+
+	for (i = 0; i < n; i++)
+		x[i] = element(p, o->dt, i);
+}
+
+static void
+compare(Verify *v, Dt dt, double got, double want)
+{
+	if (!(fabs(got - want) <= HUGE_VAL))
+		v->err = HUGE_VAL;
+	v->err += (got - want) * (got - want);
+	v->ref += want * want;
+	if (dt == BF16)
+		v->worst = BF16;
+}
+
+/* gradients and the loss are only added to: what should be there is kept */
+static void
+shadow_add(Verify *v, const Opd *o, long n, const double *x)
+{
+	const Param *w;
+	size_t at;
+	long i;
+	int j;
+
+	if (o->id == A_RESULT) {
+		v->loss += x[0];
+		return;
+	}
+	for (j = 0; j < v->m->nparam; j++) {
+		w = &v->b->model->param[j];
+		if (o->off < w->off || o->off >= w->off + (size_t)w->n * 4)
+			continue;
+		at = (o->off - w->off) / 4;
+		for (i = 0; i < n; i++)
+			v->shadow[j][at + (size_t)i] += x[i];
+	}
+}
+
+static void
+real_put(void *ctx, const Opd *o, long n, const double *x, bool adds)
+{
+	Verify *v = ctx;
+	const char *p = place(v, o);
+	long i;
+
+	if (adds) {
+		shadow_add(v, o, n, x);
+		return;
+	}
+	for (i = 0; i < n; i++)
+		compare(v, o->dt, element(p, o->dt, i), x[i]);
+}
+
+static void
+real_get_sum(void *ctx, const Opd *o, long n, double *x)
+{
+	const char *p = place(ctx, o);
+	long i, b;
+
+	for (i = 0; i < n; i++)
+		for (x[i] = 0, b = 0; b < RowBlocks; b++)
+			x[i] += element(p, F32, b * n + i);
+}
+
+/* A sum over rows may cancel: its error is held against the magnitudes that
+ * went into it, of which the partials show a lower bound. */
+static void
+real_put_sum(void *ctx, const Opd *o, long n, const double *x)
+{
+	Verify *v = ctx;
+	const char *p = place(v, o);
+	double got, mag, e;
+	long i, b;
+
+	for (i = 0; i < n; i++) {
+		for (got = mag = 0, b = 0; b < RowBlocks; b++) {
+			e = element(p, F32, b * n + i);
+			got += e;
+			mag += fabs(e);
+		}
+		v->err += (got - x[i]) * (got - x[i]);
+		v->ref += mag * mag > x[i] * x[i] ? mag * mag : x[i] * x[i];
+	}
+}
+
+static void
+after_step(void *ctx, int i)
+{
+	Verify *v = ctx;
+	const Access m = { v, real_get, real_put, real_get_sum, real_put_sum };
+	double rel, tol;
+
+	v->s = &v->p->step[i];
+	v->err = v->ref = 0;
+	v->worst = F32;
+	interp_step(v->I, v->p, v->s, &m);
+	rel = v->ref > 0 ? sqrt(v->err / v->ref) : v->err > 0 ? HUGE_VAL : 0;
+	tol = v->worst == BF16 ? tol_bf16 : tol_f32;
+	if (v->worst == BF16 && rel > v->worst_bf16)
+		v->worst_bf16 = rel;
+	if (v->worst == F32 && rel > v->worst_f32)
+		v->worst_f32 = rel;
+	v->nstep++;
+	if (rel <= tol)
+		return;
+	v->bad++;
+	printf("FAIL step %d %s (%s): error %.3g, at most %.3g\n", i, v->s->site,
+	       v->s->kind == STEP_GEMM ? "gemm" : v->b->text[v->s->text].name, rel, tol);
+}
+
+/* inputs */
+
+static uint64_t
+next(uint64_t *s)
+{
+	uint64_t z = *s += 0x9E3779B97F4A7C15u;
+
+	z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+	z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+	return z ^ z >> 31;
+}
+
+static double
+normal(uint64_t *s)
+{
+	double u = ((double)(next(s) >> 11) + 1) * 0x1p-53;
+	double w = (double)(next(s) >> 11) * 0x1p-53;
+
+	return sqrt(-2 * log(u)) * cos(6.283185307179586 * w);
+}
+
+/* Every parameter random, so that no gradient vanishes: an initial value of
+ * zero would hide all that stands behind it. */
+static void
+random_params(Verify *v, uint64_t *s)
+{
+	const Param *w;
+	double x, std;
+	long i;
+	int j;
+
+	for (j = 0; j < v->m->nparam; j++) {
+		float *p;
+
+		w = &v->b->model->param[j];
+		p = (float *)(void *)(v->r->arena[A_PARAMS] + w->off);
+		std = w->role == ROLE_TABLE ? 1 :
+		      w->role == ROLE_MATRIX ? 0.7 / sqrt(w->dim[1]) :
+		      w->role == ROLE_NORM ? 0.1 : 0.3;
+		for (i = 0; i < w->n; i++) {
+			x = w->values ? w->values[i] : 0;
+			p[i] = (float)(x + std * normal(s));
+		}
+	}
+}
+
+static void
+random_tokens(Verify *v, uint64_t *s, int32_t *tok, long n)
+{
+	const Spec *sp = v->m->spec;
+	long i;
+
+	for (i = 0; i < n; i++) {
+		tok[i] = (int32_t)(next(s) % (uint64_t)v->m->V);
+		if (sp->bos < v->m->V && next(s) % 11 == 0)
+			tok[i] = sp->bos;
+	}
+}
+
+/* the same model on few, short sequences */
+static Model *
+shrink(Verify *v, long rows)
+{
+	Spec *s = NEW(v->a, Spec);
+	Diag *d = diag_new(v->a);
+	Model *m;
+
+	*s = *v->m->spec;
+	if (s->seq_len > 61)
+		s->seq_len = 61;        /* odd, and no multiple of any block */
+	if (rows <= 0)
+		rows = 122;
+	rows = (rows + s->seq_len - 1) / s->seq_len * s->seq_len;
+	s->tokens_per_step = (int)rows;
+	s->micro_batches = 1;
+	s->warmup = 0;
+	m = model_build(v->a, d, s);
+	if (!m)
+		bug("verify: the reduced spec has errors");
+	return m;
+}
+
+static void
+open_run(Verify *v, char *dir)
+{
+	if (!mkdtemp(dir))
+		die("cannot make a directory in /tmp: %s", strerror(errno));
+	bundle_write(v->b, dir);
+	v->r = run_load(dir);
+	run_open(v->r, v->o->threads);
+}
+
+static void
+remove_dir(Verify *v, const char *dir)
+{
+	int i;
+
+	for (i = 0; i < v->b->ntext; i++)
+		unlink(arena_printf(v->a, "%s/kernels/%s.c", dir, v->b->text[i].name));
+	rmdir(arena_printf(v->a, "%s/kernels", dir));
+	unlink(arena_printf(v->a, "%s/manifest", dir));
+	unlink(arena_printf(v->a, "%s/plan.txt", dir));
+	unlink(arena_printf(v->a, "%s/spec.yaml", dir));
+	rmdir(dir);
+}
+
+static void
+begin_step(Verify *v, long tokens)
+{
+	float *sched = (float *)(void *)v->r->arena[A_SCHED];
+
+	memset(v->r->arena[A_GRADS], 0, v->r->arena_size[A_GRADS]);
+	memset(v->r->arena[A_RESULT], 0, v->r->arena_size[A_RESULT]);
+	sched[0] = sched[1] = 1;
+	sched[2] = 1 / (float)tokens;
+}
+
+static void
+host_inputs(Verify *v)
+{
+	const Model *m = v->b->model;
+	const char *in = v->r->arena[A_INPUTS];
+	double **param = NEWN(v->a, double *, m->nparam);
+	const float *p;
+	long i;
+	int j;
+
+	for (j = 0; j < m->nparam; j++) {
+		p = (const float *)(const void *)(v->r->arena[A_PARAMS] + m->param[j].off);
+		param[j] = NEWN(v->a, double, m->param[j].n);
+		for (i = 0; i < m->param[j].n; i++)
+			param[j][i] = p[i];
+	}
+	v->in.T = v->p->T;
+	v->in.tokens = (const void *)(in + v->b->input[INPUT_TOKENS]);
+	v->in.targets = (const void *)(in + v->b->input[INPUT_TARGETS]);
+	v->in.docstart = (const void *)(in + v->b->input[INPUT_DOCSTART]);
+	for (j = 0; j < m->spec->nsource; j++)
+		v->in.hash[j] = (const void *)(in + v->b->input[INPUT_HASH + j]);
+	v->in.param = param;
+	v->in.scale = 1 / (double)(float)v->p->T;
+}
+
+/* error of one gradient against a reference, relative to its norm */
+static double
+tensor_error(const Verify *v, int j, const double *ref)
+{
+	const Param *w = &v->b->model->param[j];
+	const float *g = (const void *)(v->r->arena[A_GRADS] + w->off);
+	double err = 0, norm = 0;
+	long i;
+
+	for (i = 0; i < w->n; i++) {
+		err += (g[i] - ref[i]) * (g[i] - ref[i]);
+		norm += ref[i] * ref[i];
+	}
+	return norm > 0 ? sqrt(err / norm) : err > 0 ? HUGE_VAL : 0;
+}
+
+static int
+compare_gradients(Verify *v)
+{
+	const Model *m = v->b->model;
+	const Spec *s = m->spec;
+	bool exact = s->storage == F_F32 && s->gemm == F_F32;
+	Interp *I = interp_graph(v->p->g, &v->in, NEWN(v->a, bool, v->p->g->n));
+	double loss = *(const double *)(const void *)v->r->arena[A_RESULT] / (double)v->p->T;
+	double want = interp_loss(I) / (double)v->p->T, e, local;
+	int j;
+
+	printf("%-34s %12s %12s\n", "gradient", "of steps", "of the graph");
+	for (j = 0; j < m->nparam; j++) {
+		local = tensor_error(v, j, v->shadow[j]);
+		e = tensor_error(v, j, I->grad[j]);
+		printf("%-34s %12.2e %12.2e%s\n", m->param[j].name, local, e,
+		       local > tol_f32 || (exact && e > tol_f32) ? "  FAIL" : "");
+		v->bad += local > tol_f32 || (exact && e > tol_f32);
+	}
+	printf("loss %.9f, graph in double %.9f\n", loss, want);
+	if (fabs(loss - want) > (exact ? tol_f32 : 0.02) * fabs(want))
+		v->bad++;
+	interp_free(I);
+	return v->bad;
+}
+
+static int
+verify_random(Verify *v)
+{
+	char dir[] = "/tmp/hcgen-verify-XXXXXX";
+	uint64_t seed = (uint64_t)v->o->seed * 977 + 1;
+	int32_t *tok;
+	int j;
+
+	v->b = generate(v->a, shrink(v, v->o->rows), 0, "");
+	v->m = v->b->model;
+	v->p = v->b->plan[PLAN_TRAIN];
+	open_run(v, dir);
+	random_params(v, &seed);
+	run_sync_weights(v->r);
+	tok = NEWN(v->a, int32_t, v->p->T + 1);
+	random_tokens(v, &seed, tok, v->p->T + 1);
+	inputs_fill(v->r, tok, tok + 1, v->p->T);
+	host_inputs(v);
+	begin_step(v, v->p->T);
+	v->shadow = NEWN(v->a, double *, v->m->nparam);
+	for (j = 0; j < v->m->nparam; j++)
+		v->shadow[j] = NEWN(v->a, double, v->m->param[j].n);
+	v->I = interp_new(v->p->g, &v->in);
+	run_program_each(v->r, PROG_TRAIN, after_step, v);
+	printf("%d steps of program train on %ld tokens, each against double on its own inputs:\n"
+	       "worst error %.2e (f32 results, at most %.0e), %.2e (bf16 results, at most %.2e)\n",
+	       v->nstep, v->p->T, v->worst_f32, tol_f32, v->worst_bf16, tol_bf16);
+	compare_gradients(v);
+	interp_free(v->I);
+	remove_dir(v, dir);
+	run_close(v->r);
+	printf("%s: %s\n", v->m->spec->name, v->bad ? "FAILED" : "verified");
+	return v->bad ? EX_NUMERICS : EX_OK;
+}
+
+/* one forward and backward on the user's parameters and tokens */
+
+static void
+logits_of(Verify *v, const int32_t *tok, StTensor *t)
+{
+	const Model *m = v->b->model;
+	long T = v->p->T, r, i;
+	float *all = NEWN(v->a, float, T * m->V);
+	const float *l = run_at(v->r, v->r->logits);
+
+	for (r = 0; r < T; r += m->seq) {
+		inputs_fill(v->r, tok + r, NULL, m->seq);
+		run_program(v->r, PROG_LOGITS);
+		for (i = 0; i < m->seq; i++)
+			memcpy(all + (r + i) * m->V, l + i * v->r->logits_ld,
+			       (size_t)m->V * sizeof *all);
+	}
+	*t = (StTensor){ .name = "logits", .dt = DT_F32, .ndim = 2, .dim = { T, m->V },
+	                 .data = all };
+}
+
+static void
+read_tokens(Verify *v, int32_t *tok)
+{
+	const char *files[] = { v->o->tokens };
+	long T = v->p->T, seq = v->b->model->seq;
+	Data *d;
+
+	v->r->packing_documents = false;
+	v->r->shuffle = false;
+	d = data_open(v->r, 1, files, NULL, false);
+	if (data_tokens(d) < T + 1)
+		die("%s: %ld tokens, a micro-batch of this spec needs %ld", v->o->tokens,
+		    data_tokens(d), T + 1);
+	data_next(d, tok, tok + T, T / seq);
+	data_close(d);
+}
+
+/* loss and gradients as tensors: in double from the interpreter, or as the
+ * kernels left them */
+static StTensor *
+gradient_tensors(Verify *v, const double *loss64, const float *loss32, double **grad)
+{
+	const Model *m = v->b->model;
+	StTensor *t = NEWN(v->a, StTensor, m->nparam + 2);
+	int j, k;
+
+	t[0] = (StTensor){ .name = "loss", .dt = grad ? DT_F64 : DT_F32,
+	                   .data = grad ? (const void *)loss64 : (const void *)loss32 };
+	for (j = 0; j < m->nparam; j++) {
+		t[j + 1] = (StTensor){ .name = arena_printf(v->a, "grad.%s", m->param[j].name),
+		        .dt = grad ? DT_F64 : DT_F32, .ndim = m->param[j].ndim };
+		if (grad)
+			t[j + 1].data = grad[j];
+		else
+			t[j + 1].data = v->r->arena[A_GRADS] + m->param[j].off;
+		for (k = 0; k < m->param[j].ndim; k++)
+			t[j + 1].dim[k] = m->param[j].dim[k];
+	}
+	return t;
+}
+
+static double
+reference(Verify *v)
+{
+	const Model *m = v->b->model;
+	Interp *I;
+	double loss;
+	StTensor *t;
+
+	host_inputs(v);
+	v->in.scale = 1 / (double)v->p->T;
+	I = interp_graph(v->p->g, &v->in, NEWN(v->a, bool, v->p->g->n));
+	loss = interp_loss(I) / (double)v->p->T;
+	t = gradient_tensors(v, &loss, NULL, I->grad);
+	if (v->o->dump)
+		st_write(v->o->dump, m->nparam + 1, t);
+	interp_free(I);
+	return loss;
+}
+
+static double
+run_once(Verify *v, const int32_t *tok)
+{
+	const Model *m = v->b->model;
+	double loss;
+	float loss32;
+	StTensor *t;
+
+	begin_step(v, v->p->T);
+	run_program(v->r, PROG_TRAIN);
+	loss = *(const double *)(const void *)v->r->arena[A_RESULT] / (double)v->p->T;
+	loss32 = (float)loss;
+	t = gradient_tensors(v, NULL, &loss32, NULL);
+	if (v->o->logits)
+		logits_of(v, tok, &t[m->nparam + 1]);
+	if (v->o->dump)
+		st_write(v->o->dump, m->nparam + 1 + v->o->logits, t);
+	return loss;
+}
+
+static int
+verify_user(Verify *v)
+{
+	char dir[] = "/tmp/hcgen-verify-XXXXXX";
+	int32_t *tok;
+	double loss;
+
+	v->b = generate(v->a, v->m, 0, "");
+	v->p = v->b->plan[PLAN_TRAIN];
+	open_run(v, dir);
+	params_load(v->r, v->o->params);
+	run_sync_weights(v->r);
+	tok = NEWN(v->a, int32_t, 2 * v->p->T);
+	read_tokens(v, tok);
+	inputs_fill(v->r, tok, tok + v->p->T, v->p->T);
+	loss = v->o->reference ? reference(v) : run_once(v, tok);
+	printf("loss %.12g\n", loss);
+	remove_dir(v, dir);
+	run_close(v->r);
+	return isfinite(loss) ? EX_OK : EX_NUMERICS;
+}
+
+int
+verify(Arena *a, const Model *m, const VerifyOpts *o)
+{
+	Verify v = { .a = a, .m = m, .o = o };
+
+	return o->params ? verify_user(&v) : verify_random(&v);
+}

@@ -1,6 +1,7 @@
-// P[t,j] = exp(scale * q[t,h].k[j,g] - lse[t,h])   where max(docstart[t], t - window) <= j <= t, else 0   (window 0: no limit)
+// P[t,j] = exp(scale * q[t,h].k[j,g] - lse[t,h])      max(docstart[t], t - window) <= j <= t      window 0: no limit
 // delta[t,h] = do[t,h].o[t,h]      dS[t,j] = P[t,j] * (do[t,h].v[j,g] - delta[t,h])      g = h / (H/K)
-// dv[j,g] = sum_t,h P[t,j] do[t,h]      dk[j,g] = scale * sum_t,h dS[t,j] q[t,h]      dq[t,h] = scale * sum_j dS[t,j] k[j,g]
+// dv[j,g] = sum_t,h P[t,j] do[t,h]      dk[j,g] = scale * sum_t,h dS[t,j] q[t,h]
+// dq[t,h] = scale * sum_j dS[t,j] k[j,g]
 // holes: KERNEL  DTQ (f32, bf16: dtype of q k v)  DTO (of o)  DTG (of do dq dk dv)  H  K (divides H)  D (multiple of 8, 8 .. 256)
 // items: T/seq * K: a sequence and a kv head with its H/K heads
 // types: fp32; sums over blocks of 64 keys ascending, heads ascending, blocks of queries ascending

@@ -3,8 +3,9 @@
 
    Each case runs its launch twice, items ascending and shuffled, into two sets of buffers: equal bits, and close to the
    reference. Closeness:
-     fp32   |x - ref|_2 <= tol (|ref|_2 + |terms|_2). tol is 1e-5: a sum of n rounded products errs by about sqrt(n) 2^-24 of
-            the norm of its terms, n <= 4096 here: 4e-6. `terms` is for results that cancel (dq, dk): the norm of what is summed.
+     fp32   |x - ref|_2 <= tol (|ref|_2 + |terms|_2). tol is 1e-5: a sum of n rounded products errs by about
+            sqrt(n) 2^-24 of the norm of its terms, n <= 4096 here: 4e-6. `terms` is for results that
+            cancel (dq, dk): the norm of what is summed.
      bf16   each |x - ref| <= 2^-8 |ref| + the fp32 allowance per element: one rounding to 8 significant bits.
    Attention adds 2^-23 max|q| max|k| scale to tol: the exponents are rounded to 24 bits twice (the dot product and lse),
    and an absolute error of an exponent is a relative error of its power. */

@@ -1,0 +1,35 @@
+/* The pieces of the interpreter that its two drivers share. */
+#ifndef INTERP_H
+#define INTERP_H
+
+#include "hcgen.h"
+
+double *interp_array(size_t n);         /* zeroed; freed with free() */
+Interp *interp_new(const Graph *g, const Inputs *in);
+/* compute value i from I->x of its operands into I->x[i] */
+void interp_eval(Interp *I, int i);
+/* c[i,j] += sum_k a[i,k] b[j,k] with strides ai, ak, bj, bk */
+void interp_matmul(double *c, const double *a, const double *b, long m, long n, long k,
+                   long ai, long ak, long bj, long bk);
+double interp_point(Op op, double x, double y);
+void interp_attn(Interp *I, const Val *v, double *o, double *lse);
+void interp_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv);
+double interp_softcap(const Spec *s, double l, double *dz);
+/* logits l of one row become gradients; returns the loss */
+double interp_head_row(Interp *I, double *l, int target);
+const int32_t *interp_index(const Interp *I, const Val *v);
+
+/* How a step touches memory.  n elements, contiguous, from the operand's place
+ * on; put_sum: n totals of which memory holds RowBlocks partials each. */
+typedef struct {
+	void *ctx;
+	void (*get)(void *ctx, const Opd *o, long n, double *x);
+	void (*put)(void *ctx, const Opd *o, long n, const double *x, bool add);
+	void (*get_sum)(void *ctx, const Opd *o, long n, double *x);
+	void (*put_sum)(void *ctx, const Opd *o, long n, const double *x);
+} Access;
+
+/* Carry out one step in double, reading and writing through m alone. */
+void interp_step(Interp *I, const Plan *p, const Step *s, const Access *m);
+
+#endif

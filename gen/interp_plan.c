@@ -1,0 +1,513 @@
+/* Executes the steps of a Plan in double.
+ *
+ * interp_step may touch nothing but what the step says it reads and writes;
+ * where that lies is the caller's business.  interp_plan runs a whole plan in
+ * one block of memory laid out as mem.c planned it, with NaN wherever no
+ * buffer is alive, so that a wrong lifetime or a missing store shows in the
+ * result.  runtime/verify.c runs single steps on the memory of a real run. */
+#include "interp.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct { Interp *I; const Plan *p; const Step *s; const Access *m; } Exec;
+
+static void
+get(Exec *x, const Opd *o, long n, double *to)
+{
+	x->m->get(x->m->ctx, o, n, to);
+}
+
+static void
+put(Exec *x, const Opd *o, long n, const double *from, bool adds)
+{
+	x->m->put(x->m->ctx, o, n, from, adds);
+}
+
+static Opd
+moved(Opd o, long elements)
+{
+	o.off += (size_t)(elements * dt_size(o.dt));
+	return o;
+}
+
+/* rows of a matrix with a leading dimension, packed */
+static double *
+get_rows(Exec *x, const Opd *o, long rows, long width)
+{
+	double *a = interp_array((size_t)(rows * width));
+	Opd r;
+	long i;
+
+	for (i = 0; i < rows; i++) {
+		r = moved(*o, i * o->ld);
+		get(x, &r, width, a + i * width);
+	}
+	return a;
+}
+
+static void
+put_rows(Exec *x, const Opd *o, long rows, long width, const double *a, bool adds)
+{
+	Opd r;
+	long i;
+
+	for (i = 0; i < rows; i++) {
+		r = moved(*o, i * o->ld);
+		put(x, &r, width, a + i * width, adds);
+	}
+}
+
+static void
+gemm(Exec *x)
+{
+	const Step *s = x->s;
+	const Opd *o = s->opd;
+	double *a = get_rows(x, &o[0], s->ta ? s->k : s->m, s->ta ? s->m : s->k);
+	double *b = get_rows(x, &o[1], s->tb ? s->n : s->k, s->tb ? s->k : s->n);
+	double *c = interp_array((size_t)(s->m * s->n));
+
+	interp_matmul(c, a, b, s->m, s->n, s->k, s->ta ? 1 : s->k, s->ta ? s->m : 1,
+	              s->tb ? s->k : 1, s->tb ? 1 : s->n);
+	put_rows(x, &o[2], s->m, s->n, c, s->acc);
+	free(a);
+	free(b);
+	free(c);
+}
+
+/* row kernels */
+
+static bool
+is_leaf(const Val *v)
+{
+	return v->op == OP_NUM || v->op == OP_COEF || v->op == OP_PVEC ||
+	       v->op == OP_TABLE;
+}
+
+static void
+need(Exec *x, int v, bool *have, bool *made)
+{
+	const Val *w = &x->p->g->v[v];
+	int j;
+
+	if (have[v])
+		return;
+	have[v] = made[v] = true;
+	if (!is_leaf(w) && op_info[w->op].class != CL_POINT &&
+	    op_info[w->op].class != CL_REDUCE && op_info[w->op].class != CL_INDEX)
+		bug("interp: step %s reads %s, which it does not say", x->s->site,
+		    op_info[w->op].name);
+	for (j = 0; j < op_info[w->op].arity; j++)
+		need(x, w->arg[j], have, made);
+}
+
+static Opd
+buffer_of(const Plan *p, int v)
+{
+	const Buffer *b = &p->buf[p->bufof[v]];
+
+	return opd_buf(p->bufof[v], b->dt, b->width);
+}
+
+static void
+row_results(Exec *x)
+{
+	const RowKernel *k = x->s->row;
+	const Plan *p = x->p;
+	const Val *v;
+	Opd o;
+	int i, r;
+
+	for (i = 0; i < k->nroot; i++) {
+		r = k->root[i];
+		v = &p->g->v[r];
+		if (v->op == OP_SUMR && v->kind == K_SCALAR) {
+			o = opd_buf(p->part, F32, RowBlocks);
+			o.off = (size_t)p->partof[r] * RowBlocks * 4;
+			x->m->put_sum(x->m->ctx, &o, 1, x->I->x[r]);
+			continue;
+		}
+		o = buffer_of(p, r);
+		if (v->op == OP_SUMR)
+			x->m->put_sum(x->m->ctx, &o, v->width, x->I->x[r]);
+		else
+			put(x, &o, p->T * v->width, x->I->x[r], false);
+	}
+}
+
+static void
+row(Exec *x)
+{
+	const RowKernel *k = x->s->row;
+	const Graph *g = x->p->g;
+	bool *have = calloc((size_t)g->n, 1), *made = calloc((size_t)g->n, 1);
+	Opd o;
+	int i, v;
+
+	if (!have || !made)
+		die("out of memory: the interpreter");
+	for (i = 0; i < k->nin; i++) {
+		v = k->in[i];
+		o = buffer_of(x->p, v);
+		have[v] = made[v] = true;
+		x->I->x[v] = get_rows(x, &o, x->p->T, g->v[v].width);
+	}
+	for (i = 0; i < k->nroot; i++)
+		need(x, k->root[i], have, made);
+	for (i = 0; i < k->nin; i++)
+		made[k->in[i]] = false;
+	for (i = 0; i < g->n; i++)
+		if (made[i])
+			interp_eval(x->I, i);
+	row_results(x);
+	for (i = 0; i < g->n; i++)
+		if (have[i]) {
+			free(x->I->x[i]);
+			x->I->x[i] = NULL;
+		}
+	free(have);
+	free(made);
+}
+
+/* value of a scalar expression over sums */
+static double
+tail_value(Exec *x, int v)
+{
+	const Val *w = &x->p->g->v[v];
+	double a, b, r;
+	Opd o;
+
+	if (w->op == OP_NUM)
+		return w->num;
+	if (w->op == OP_COEF)
+		return x->I->in->param[w->attr[0]][w->attr[1]];
+	if (w->op == OP_SUMR) {
+		o = opd_buf(x->p->part, F32, RowBlocks);
+		o.off = (size_t)x->p->partof[v] * RowBlocks * 4;
+		x->m->get_sum(x->m->ctx, &o, 1, &r);
+		return r;
+	}
+	a = tail_value(x, w->arg[0]);
+	b = w->arg[1] >= 0 ? tail_value(x, w->arg[1]) : 0;
+	return interp_point(w->op, a, b);
+}
+
+static void
+tail(Exec *x)
+{
+	const Graph *g = x->p->g;
+	const struct Contrib *c;
+	double d;
+	Opd o;
+	int p, k;
+
+	for (p = 0; p < g->model->nparam; p++)
+		for (k = g->grad_first[p]; k >= 0; k = c->next) {
+			c = &g->contrib[k];
+			if (g->v[c->val].kind != K_SCALAR)
+				continue;
+			d = tail_value(x, c->val);
+			o = opd_arena(A_GRADS, g->model->param[p].off, F32, 1);
+			o = moved(o, c->idx);
+			put(x, &o, 1, &d, true);
+		}
+}
+
+/* templates */
+
+static void
+gather(Exec *x)
+{
+	const Val *v = &x->p->g->v[x->s->val];
+	const int32_t *idx = interp_index(x->I, v);
+	double *rows = interp_array((size_t)(x->p->T * v->width));
+	Opd o;
+	long t;
+
+	for (t = 0; t < x->p->T; t++) {
+		o = moved(x->s->opd[1], idx[t] * (long)v->width);
+		get(x, &o, v->width, rows + t * v->width);
+	}
+	put(x, &x->s->opd[0], x->p->T * v->width, rows, false);
+	free(rows);
+}
+
+static void
+scatter(Exec *x)
+{
+	const Val *v = &x->p->g->v[x->s->val];
+	const int32_t *idx = interp_index(x->I, v);
+	double *rows = get_rows(x, &x->s->opd[1], x->p->T, v->width);
+	Opd o;
+	long t;
+
+	for (t = 0; t < x->p->T; t++) {
+		o = moved(x->s->opd[0], idx[t] * (long)v->width);
+		put(x, &o, v->width, rows + t * v->width, true);
+	}
+	free(rows);
+}
+
+/* operands of an attention op as values of the graph */
+static void
+attn_values(Exec *x, const Val *v, const int *opd, int n)
+{
+	int j;
+
+	for (j = 0; j < n; j++)
+		x->I->x[v->arg[j]] = get_rows(x, &x->s->opd[opd[j]], x->p->T,
+		                              x->p->g->v[v->arg[j]].width);
+}
+
+static void
+attn_done(Exec *x, const Val *v, int n)
+{
+	int j;
+
+	for (j = 0; j < n; j++) {
+		free(x->I->x[v->arg[j]]);
+		x->I->x[v->arg[j]] = NULL;
+	}
+}
+
+static void
+attn_fwd(Exec *x)
+{
+	static const int opd[] = { 2, 3, 4 };
+	const Model *m = x->p->model;
+	const Val *v = &x->p->g->v[x->s->val];
+	long T = x->p->T, HD = (long)m->H * m->D;
+	double *o = interp_array((size_t)(T * HD)), *lse = interp_array((size_t)(T * m->H));
+
+	attn_values(x, v, opd, 3);
+	interp_attn(x->I, v, o, lse);
+	put(x, &x->s->opd[0], T * HD, o, false);
+	put(x, &x->s->opd[1], T * m->H, lse, false);
+	attn_done(x, v, 3);
+	free(o);
+	free(lse);
+}
+
+static void
+attn_bwd(Exec *x)
+{
+	static const int opd[] = { 6, 7, 8, 12, 14, 13 };
+	const Model *m = x->p->model;
+	const Val *v = &x->p->g->v[x->s->val];
+	long T = x->p->T, w[3] = { (long)m->H * m->D, (long)m->K * m->D, (long)m->K * m->D };
+	double *d[3];
+	int j;
+
+	for (j = 0; j < 3; j++)
+		d[j] = interp_array((size_t)(T * w[j]));
+	attn_values(x, v, opd, 6);
+	interp_attn_bwd(x->I, v, d[0], d[1], d[2]);
+	attn_done(x, v, 6);
+	for (j = 0; j < 3; j++) {
+		put_rows(x, &x->s->opd[j], T, w[j], d[j], false);
+		free(d[j]);
+	}
+}
+
+static void
+ce(Exec *x)
+{
+	const Opd *o = x->s->opd;
+	long Vp = x->p->model->Vp, n = o[5].i, r;
+	double *l = get_rows(x, &o[2], n, Vp), loss, target;
+	Opd at;
+
+	for (r = 0; r < n; r++) {
+		at = moved(o[3], r);
+		get(x, &at, 1, &target);
+		loss = interp_head_row(x->I, l + r * Vp, (int)target);
+		at = moved(o[0], r);
+		put(x, &at, 1, &loss, false);
+	}
+	if (o[6].i)
+		put_rows(x, &o[1], n, Vp, l, false);
+	free(l);
+}
+
+static void
+softcap(Exec *x)
+{
+	long n = x->s->opd[1].i * x->p->model->Vp, i;
+	double *l = interp_array((size_t)n), dz;
+
+	get(x, &x->s->opd[0], n, l);
+	for (i = 0; i < n; i++)
+		l[i] = interp_softcap(x->p->model->spec, l[i], &dz);
+	put(x, &x->s->opd[0], n, l, false);
+	free(l);
+}
+
+static void
+finish(Exec *x)
+{
+	long n = x->s->opd[2].i;
+	double *d = interp_array((size_t)n);
+
+	x->m->get_sum(x->m->ctx, &x->s->opd[1], n, d);
+	put(x, &x->s->opd[0], n, d, true);
+	free(d);
+}
+
+static void
+loss_sum(Exec *x)
+{
+	long n = x->s->opd[2].i, i;
+	double *l = interp_array((size_t)n), sum = 0;
+
+	get(x, &x->s->opd[1], n, l);
+	for (i = 0; i < n; i++)
+		sum += l[i];
+	put(x, &x->s->opd[0], 1, &sum, true);
+	free(l);
+}
+
+void
+interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
+{
+	static const struct { const char *name; void (*run)(Exec *x); } tmpl[] = {
+		{ "gather", gather }, { "scatter", scatter }, { "attn_fwd", attn_fwd },
+		{ "attn_bwd", attn_bwd }, { "ce", ce }, { "softcap", softcap },
+		{ "finish", finish }, { "loss_sum", loss_sum },
+	};
+	Exec x = { I, p, s, m };
+	size_t i;
+
+	switch (s->kind) {
+	case STEP_ROW:
+		row(&x);
+		return;
+	case STEP_GEMM:
+		gemm(&x);
+		return;
+	case STEP_TAIL:
+		tail(&x);
+		return;
+	case STEP_TEMPLATE:
+		for (i = 0; i < sizeof tmpl / sizeof *tmpl; i++)
+			if (strcmp(tmpl[i].name, s->name) == 0) {
+				tmpl[i].run(&x);
+				return;
+			}
+	}
+	bug("interp: no way to carry out %s", s->name);
+}
+
+/* a whole plan: every two bytes of acts are one double */
+
+typedef struct { Interp *I; const Plan *p; double *acts; double loss; } Memory;
+
+static double *
+cell(Memory *m, const Opd *o, long i)
+{
+	const Model *model = m->p->model;
+	size_t off = o->off + (size_t)(i * dt_size(o->dt));
+	const Param *w;
+	int j;
+
+	if (o->kind == OPD_BUF)
+		return m->acts + (m->p->buf[o->id].off + off) / 2;
+	if (o->kind == OPD_ARENA && o->id == A_RESULT)
+		return &m->loss;
+	for (j = 0; j < model->nparam; j++) {
+		w = &model->param[j];
+		if (o->id == A_WEIGHTS && w->woff >= 0 && off >= (size_t)w->woff &&
+		    off < (size_t)w->woff + (size_t)w->n * 2)
+			return (double *)m->I->in->param[j] + (off - (size_t)w->woff) / 2;
+		if (o->id != A_WEIGHTS && off >= w->off && off < w->off + (size_t)w->n * 4)
+			return (o->id == A_GRADS ? m->I->grad[j] :
+			        (double *)m->I->in->param[j]) + (off - w->off) / 4;
+	}
+	bug("interp: no parameter at %zu", off);
+}
+
+static void
+memory_get(void *ctx, const Opd *o, long n, double *x)
+{
+	Memory *m = ctx;
+	double *p;
+	long i, step = o->kind == OPD_BUF ? dt_size(o->dt) / 2 : 1;
+
+	if (o->kind == OPD_INPUT) {
+		for (i = 0; i < n; i++)
+			x[i] = m->I->in->targets[o->off / 4 + (size_t)i];
+		return;
+	}
+	p = cell(m, o, 0);
+	for (i = 0; i < n; i++)
+		x[i] = p[i * step];
+}
+
+static void
+memory_put(void *ctx, const Opd *o, long n, const double *x, bool adds)
+{
+	Memory *m = ctx;
+	double *p = cell(m, o, 0);
+	long i, step = o->kind == OPD_BUF ? dt_size(o->dt) / 2 : 1;
+
+	for (i = 0; i < n; i++)
+		p[i * step] = (adds ? p[i * step] : 0) + x[i];
+}
+
+static void
+memory_get_sum(void *ctx, const Opd *o, long n, double *x)
+{
+	memory_get(ctx, o, n, x);
+}
+
+static void
+memory_put_sum(void *ctx, const Opd *o, long n, const double *x)
+{
+	memory_put(ctx, o, n, x, false);
+}
+
+/* NaN wherever no buffer is alive at this step */
+static void
+poison(Memory *m, int step)
+{
+	size_t n = m->p->acts_nbytes / 2, i;
+	const Buffer *b;
+	bool *alive = calloc(n + 1, 1);
+	int j;
+
+	if (!alive)
+		die("out of memory: the interpreter");
+	for (j = 0; j < m->p->nbuf; j++) {
+		b = &m->p->buf[j];
+		if (b->first < step && b->last >= step)
+			memset(alive + b->off / 2, 1, b->nbytes / 2);
+	}
+	for (i = 0; i < n; i++)
+		if (!alive[i])
+			m->acts[i] = NAN;
+	free(alive);
+}
+
+Interp *
+interp_plan(const Plan *p, const Inputs *in)
+{
+	Interp *I = interp_new(p->g, in);
+	Memory m = { I, p, interp_array(p->acts_nbytes / 2 + 1), 0 };
+	Access a = { &m, memory_get, memory_put, memory_get_sum, memory_put_sum };
+	int i;
+
+	for (i = 0; i < p->nstep; i++) {
+		poison(&m, i);
+		interp_step(I, p, &p->step[i], &a);
+	}
+	if (p->g->loss >= 0) {
+		I->x[p->g->loss] = interp_array(1);
+		I->x[p->g->loss][0] = m.loss;
+	}
+	if (p->g->logits >= 0) {
+		I->x[p->g->logits] = interp_array((size_t)(p->T * p->model->Vp));
+		memory_get(&m, &p->logits, p->T * p->model->Vp, I->x[p->g->logits]);
+	}
+	free(m.acts);
+	return I;
+}

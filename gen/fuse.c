@@ -332,7 +332,7 @@ opd_grad(const Graph *g, int param)
 /* steps */
 
 static Step *
-step_new(Plan *p, int kind, const char *name, const char *site)
+step_new(Plan *p, StepKind kind, const char *name, const char *site)
 {
 	Step *s = PUSH(p->mem, p->step, p->nstep, p->capstep);
 

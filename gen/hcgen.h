@@ -23,11 +23,13 @@
 
 /* model.c */
 
+typedef enum { ROLE_MATRIX, ROLE_TABLE, ROLE_COEF, ROLE_NORM } Role;
+
 typedef struct {
 	const char *name;       /* layers.3.attn.qkv */
 	int ndim, dim[3];
 	long n;
-	enum { ROLE_MATRIX, ROLE_TABLE, ROLE_COEF, ROLE_NORM } role;
+	Role role;
 	double std;             /* normal; 0 with values NULL: zeros */
 	double *values;         /* n numbers, instead */
 	double lr_mul, betas[2], eps, weight_decay;
@@ -235,8 +237,10 @@ typedef struct {
 	int nsum, sum0;                 /* its scalar sums are partials sum0 … */
 } RowKernel;
 
+typedef enum { STEP_ROW, STEP_TEMPLATE, STEP_GEMM, STEP_TAIL } StepKind;
+
 typedef struct {
-	enum { STEP_ROW, STEP_TEMPLATE, STEP_GEMM, STEP_TAIL } kind;
+	StepKind kind;
 	const char *site;       /* layers.3.attn.qkv fwd */
 	const char *name;       /* kernel name without dimensions, or template */
 	int sub;

@@ -17,16 +17,18 @@ enum { TO_CPU };
 typedef struct { int base, h, d; } Idx;
 
 typedef struct Exp Exp;
+typedef enum {
+	X_NUM,          /* num */
+	X_VAR,          /* name */
+	X_ELEM,         /* name[idx]: a local array or a head's rowval */
+	X_LOAD,         /* parameter par at row t, idx */
+	X_SCALAR,       /* parameter par, element idx.base: same for all rows */
+	X_SHIFT,        /* parameter par at another row, 0 where there is none */
+	X_OP,           /* op of a and b */
+} ExpKind;
+
 struct Exp {
-	enum {
-		X_NUM,          /* num */
-		X_VAR,          /* name */
-		X_ELEM,         /* name[idx]: a local array or a head's rowval */
-		X_LOAD,         /* parameter par at row t, idx */
-		X_SCALAR,       /* parameter par, element idx.base: same for all rows */
-		X_SHIFT,        /* parameter par at another row, 0 where there is none */
-		X_OP,           /* op of a and b */
-	} kind;
+	ExpKind kind;
 	double num;
 	const char *name;
 	int par;
@@ -35,23 +37,25 @@ struct Exp {
 	Exp *a, *b;
 };
 
+typedef enum {
+	S_NOTE,         /* // name */
+	S_LET,          /* const float name = e */
+	S_ARRAY,        /* float name[n] */
+	S_ZERO,         /* float name = 0  or  float name[n] = {0} */
+	S_LOOP,         /* for name = lo … hi-1, n accumulators reduce in it */
+	S_END,
+	S_SET,          /* name[idx] = e */
+	S_ADD,          /* name += e, or name[idx] += e */
+	S_STORE,        /* parameter par at row t, idx = e, rounded to its type */
+	S_ROWS,         /* the loop over rows begins */
+	S_ROW_SRC,      /* const long name = row that a shift takes, or -1 */
+	S_PART,         /* partial of this block: parameter par, element n = name */
+	S_PART_ADD,     /* partial vector of this block: par at idx += e */
+	S_PART_ZERO,    /* partial vector of this block: par, n elements = 0 */
+} StmtKind;
+
 typedef struct {
-	enum {
-		S_NOTE,         /* // name */
-		S_LET,          /* const float name = e */
-		S_ARRAY,        /* float name[n] */
-		S_ZERO,         /* float name = 0  or  float name[n] = {0} */
-		S_LOOP,         /* for name = lo … hi-1, n accumulators reduce in it */
-		S_END,
-		S_SET,          /* name[idx] = e */
-		S_ADD,          /* name += e, or name[idx] += e */
-		S_STORE,        /* parameter par at row t, idx = e, rounded to its type */
-		S_ROWS,         /* the loop over rows begins */
-		S_ROW_SRC,      /* const long name = row that a shift takes, or -1 */
-		S_PART,         /* partial of this block: parameter par, element n = name */
-		S_PART_ADD,     /* partial vector of this block: par at idx += e */
-		S_PART_ZERO,    /* partial vector of this block: par, n elements = 0 */
-	} kind;
+	StmtKind kind;
 	const char *name;
 	Exp *e;
 	Idx idx;
@@ -61,9 +65,12 @@ typedef struct {
 	int shift[4];           /* S_ROW_SRC: k, edge, docs, seq; k < 0: adjoint */
 } Stmt;
 
+typedef enum {
+	P_OUT, P_IN, P_COEF, P_PVEC, P_PART, P_PARTVEC, P_TABLE, P_DOCS, P_ROWS,
+} ParKind;
+
 typedef struct {
-	enum { P_OUT, P_IN, P_COEF, P_PVEC, P_PART, P_PARTVEC, P_TABLE, P_DOCS,
-	       P_ROWS } kind;
+	ParKind kind;
 	const char *name;       /* lane0_in */
 	const char *shape;      /* [T,256] */
 	const char *what;       /* hc.post, layers.i.attn.out … */

@@ -46,7 +46,7 @@ typedef struct {
 } Lower;
 
 static Exp *
-exp_new(Lower *l, int kind)
+exp_new(Lower *l, ExpKind kind)
 {
 	Exp *e = NEW(l->a, Exp);
 
@@ -55,7 +55,7 @@ exp_new(Lower *l, int kind)
 }
 
 static Stmt *
-stmt(Lower *l, int kind, const char *name)
+stmt(Lower *l, StmtKind kind, const char *name)
 {
 	Stmt *s = PUSH(l->a, l->k->stmt, l->k->nstmt, l->k->capstmt);
 
@@ -155,7 +155,7 @@ find_phases(Lower *l)
 /* parameters */
 
 static int
-par_new(Lower *l, int kind, const char *name, Dt dt, long width, Opd opd)
+par_new(Lower *l, ParKind kind, const char *name, Dt dt, long width, Opd opd)
 {
 	Par *p = PUSH(l->a, l->k->par, l->k->npar, l->k->cappar);
 
@@ -212,14 +212,14 @@ coef_rowlen(const Param *p)
 
 /* the parameter that holds the row of a coefficient */
 static int
-coef_par(Lower *l, int param, int row, int kind, int width)
+coef_par(Lower *l, int param, int row, ParKind kind, int width)
 {
 	const Param *p = &l->g->model->param[param];
 	size_t off = p->off + (size_t)(row * width) * 4;
 	int i;
 
 	for (i = 0; i < l->k->npar; i++)
-		if (l->k->par[i].kind == (unsigned)kind && l->k->par[i].opd.off == off &&
+		if (l->k->par[i].kind == kind && l->k->par[i].opd.off == off &&
 		    l->k->par[i].opd.kind == OPD_ARENA)
 			return i;
 	i = par_new(l, kind, coef_base(l, p->name), F32, width,

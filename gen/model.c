@@ -124,7 +124,7 @@ acts_layer(const Ctx *c, const Coef *k, int s)
 /* parameters */
 
 static int
-param_new(Ctx *c, const char *name, int role, int ndim, int d0, int d1, int d2)
+param_new(Ctx *c, const char *name, Role role, int ndim, int d0, int d1, int d2)
 {
 	Model *m = c->m;
 	const Spec *s = c->s;

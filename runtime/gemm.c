@@ -10,7 +10,8 @@
  * it up.  oneDNN is opened at run time; its headers give the types.
  *
  * Without native bf16 dot products, bf16 operands are widened into scratch and
- * the product runs in f32: the same rounding points, fp32 accumulation. */
+ * the product runs in f32: the same rounding points, fp32 accumulation.
+ * HCGEN_NO_BF16 in the environment asks for that on any CPU. */
 #define _GNU_SOURCE
 #include "hcrun.h"
 

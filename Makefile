@@ -1,0 +1,79 @@
+# make run    train specs/tiny.yaml on text found on this machine
+# make test   everything that can be tested here; ends with "N passed, N failed, N skipped"
+# Both install the Debian packages they need when those are missing (tools/deps.sh).
+
+CC = gcc
+WARN = -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Werror
+CFLAGS = -std=c11 -O2 -g $(WARN)
+LDLIBS = -lyaml -lm -ldl -lpthread
+B = build
+
+# in the order of the pipeline
+GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model graph grad simplify \
+	fuse target mem lower emit manifest report generate interp interp_plan show
+RUNTIME = load arena init pool gemm compile launch shard data bytes ngram st log train sample doctor \
+	verbs verify
+TEMPLATES = $(wildcard templates/cpu/*.c)
+
+GENOBJ = $(GEN:%=$(B)/gen/%.o) $(B)/templates.o
+RUNOBJ = $(RUNTIME:%=$(B)/runtime/%.o)
+HEADERS = $(wildcard gen/*.h gen/*.def runtime/*.h)
+
+all: $(B)/hcgen
+
+$(B)/hcgen: $(B)/gen/main.o $(GENOBJ) $(RUNOBJ)
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(B)/%.o: %.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c -o $@ $<
+
+$(B)/templates.c: gen/embed.sh $(TEMPLATES)
+	@mkdir -p $(@D)
+	sh gen/embed.sh $(sort $(TEMPLATES)) > $@.tmp && mv $@.tmp $@
+
+# one string per template is longer than C compilers must accept
+$(B)/templates.o: $(B)/templates.c gen/templates.h
+	$(CC) $(CFLAGS) -Wno-overlength-strings -Igen -c -o $@ $<
+
+deps-run:
+	@sh tools/deps.sh run
+deps-test:
+	@sh tools/deps.sh test
+
+run: deps-run
+	@$(MAKE) --no-print-directory -j2 all
+	sh tools/run.sh
+
+test: deps-test
+	@$(MAKE) --no-print-directory -j2 all
+	sh tests/run
+
+# rewrite what tests compare with: goldens, generated tables
+bless: all
+	sh tests/run bless
+
+soak: all
+	/usr/bin/python3 tests/soak.py $(or $(N),500)
+
+bench: all
+	sh tests/bench.sh
+
+docs: all
+	sh tools/docs.sh
+
+fmt:
+	clang-format -i gen/*.c gen/*.h runtime/*.c runtime/*.h
+
+lint:
+	cppcheck -q --enable=warning,portability --inline-suppr -Igen gen runtime
+	shellcheck tools/*.sh gen/*.sh tests/run tests/*.sh .ci/run
+
+wc:
+	@wc -l gen/*.[ch] gen/*.def | sort -n | tail -40
+	@wc -l runtime/*.[ch] | sort -n | tail -30
+
+clean:
+	rm -rf $(B)
+
+.PHONY: all deps-run deps-test run test bless soak bench docs fmt lint wc clean

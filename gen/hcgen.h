@@ -355,6 +355,10 @@ typedef struct {
 	const Inputs *in;
 	double **x;
 	double **grad;          /* per parameter, zeros where nothing reaches it */
+	double **mag;           /* like x, of rowvals and scalars: the summed
+	                         * magnitudes of the terms of their sums, which is
+	                         * what rounding errors of a sum are relative to */
+	double **grad_mag;      /* the same of the gradients of coefficients */
 } Interp;
 
 /* Run the whole graph.  want: values to keep (NULL: all). */

@@ -522,6 +522,45 @@ eval_heavy(Interp *I, int i, double *r)
 	}
 }
 
+/* Magnitudes: |x| of a leaf, sums of magnitudes where terms are added,
+ * products where they are multiplied. */
+static double
+mag_at(const Interp *I, int v, long row, int c, int width)
+{
+	const Val *x = &I->g->v[v];
+
+	if (I->mag[v])
+		return at(x, I->mag[v], row, c, width);
+	return fabs(at(x, I->x[v], row, c, width));
+}
+
+static void
+eval_magnitude(Interp *I, int i)
+{
+	const Val *v = &I->g->v[i], *a = &I->g->v[v->arg[0]];
+	long rows = v->kind == K_ROWVAL ? I->in->T : 1, t;
+	double *r = I->mag[i] = interp_array(val_count(v, I->in->T)), x, y;
+	int c, W = a->width;
+
+	if (op_info[v->op].class == CL_REDUCE) {
+		for (t = 0; t < I->in->T; t++)
+			for (c = 0; c < W; c++)
+				r[(v->op == OP_SUMR ? 0 : t * v->width) +
+				  c / (W / v->width)] +=
+				        mag_at(I, v->arg[0], t, c, W) *
+				        (v->arg[1] < 0 ? 1 : mag_at(I, v->arg[1], t, c, W));
+		return;
+	}
+	for (t = 0; t < rows; t++)
+		for (c = 0; c < v->width; c++, r++) {
+			x = mag_at(I, v->arg[0], t, c, v->width);
+			y = v->arg[1] < 0 ? 0 : mag_at(I, v->arg[1], t, c, v->width);
+			*r = v->op == OP_MUL ? x * y : v->op == OP_ADD || v->op == OP_SUB ?
+			     x + y : v->op == OP_NEG ? x :
+			     fabs(I->x[i][t * v->width + c]);
+		}
+}
+
 void
 interp_eval(Interp *I, int i)
 {
@@ -556,6 +595,9 @@ interp_eval(Interp *I, int i)
 		eval_heavy(I, i, I->x[i]);
 		break;
 	}
+	if ((v->kind == K_ROWVAL || v->kind == K_SCALAR) && v->arg[0] >= 0 &&
+	    (op_info[v->op].class == CL_POINT || op_info[v->op].class == CL_REDUCE))
+		eval_magnitude(I, i);
 }
 
 Interp *
@@ -570,10 +612,14 @@ interp_new(const Graph *g, const Inputs *in)
 	I->in = in;
 	I->x = calloc((size_t)g->n, sizeof *I->x);
 	I->grad = calloc((size_t)g->model->nparam, sizeof *I->grad);
-	if (!I->x || !I->grad)
+	I->mag = calloc((size_t)g->n, sizeof *I->mag);
+	I->grad_mag = calloc((size_t)g->model->nparam, sizeof *I->grad_mag);
+	if (!I->x || !I->grad || !I->mag || !I->grad_mag)
 		die("out of memory: the interpreter");
-	for (i = 0; i < g->model->nparam; i++)
+	for (i = 0; i < g->model->nparam; i++) {
 		I->grad[i] = interp_array((size_t)g->model->param[i].n);
+		I->grad_mag[i] = interp_array((size_t)g->model->param[i].n);
+	}
 	return I;
 }
 
@@ -601,6 +647,8 @@ add_gradients(Interp *I)
 				n = (size_t)g->model->param[p].n;
 			for (j = 0; j < n; j++)
 				d[j] += I->x[c->val][j];
+			if (v->kind == K_SCALAR)
+				I->grad_mag[p][c->idx] += I->mag[c->val][0];
 		}
 }
 
@@ -639,7 +687,8 @@ interp_graph(const Graph *g, const Inputs *in, const bool *want)
 			a = g->v[i].arg[j];
 			if (last[a] == i && I->x[a]) {
 				free(I->x[a]);
-				I->x[a] = NULL;
+				free(I->mag[a]);
+				I->x[a] = I->mag[a] = NULL;
 			}
 		}
 	}
@@ -653,12 +702,18 @@ interp_free(Interp *I)
 {
 	int i;
 
-	for (i = 0; i < I->g->n; i++)
+	for (i = 0; i < I->g->n; i++) {
 		free(I->x[i]);
-	for (i = 0; i < I->g->model->nparam; i++)
+		free(I->mag[i]);
+	}
+	for (i = 0; i < I->g->model->nparam; i++) {
 		free(I->grad[i]);
+		free(I->grad_mag[i]);
+	}
 	free(I->x);
 	free(I->grad);
+	free(I->mag);
+	free(I->grad_mag);
 	free(I);
 }
 

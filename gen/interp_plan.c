@@ -164,7 +164,8 @@ row(Exec *x)
 	for (i = 0; i < g->n; i++)
 		if (have[i]) {
 			free(x->I->x[i]);
-			x->I->x[i] = NULL;
+			free(x->I->mag[i]);
+			x->I->x[i] = x->I->mag[i] = NULL;
 		}
 	free(have);
 	free(made);

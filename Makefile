@@ -11,8 +11,8 @@ B = build
 # in the order of the pipeline
 GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model graph grad simplify \
 	fuse target mem lower emit manifest report generate interp interp_plan show
-RUNTIME = load arena init pool gemm compile launch shard data bytes ngram st log train sample doctor \
-	verbs verify
+RUNTIME = load arena init pool gemm compile launch shard data bytes ngram st log train sample bench \
+	doctor verbs verify
 TEMPLATES = $(wildcard templates/cpu/*.c)
 
 GENOBJ = $(GEN:%=$(B)/gen/%.o) $(B)/templates.o

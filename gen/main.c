@@ -28,6 +28,7 @@ static const char usage[] =
 "  plan SPEC                steps, bytes, flops, modelled time, memory map\n"
 "  verify SPEC              emitted kernels against the interpreter in double, step by step and as a whole\n"
 "  train SPEC [-o DIR]      emit, compile, train, validate; DIR/run holds metrics and parameters\n"
+"  bench SPEC [-n STEPS]    time per kernel and gemm of a training step\n"
 "  sample RUN --prompt TEXT continue a text with a trained model\n"
 "  data bytes|show FILE…    make and inspect token shards\n"
 "  doctor                   what this machine has\n"
@@ -293,6 +294,16 @@ verb_train(Arena *a, const Options *o)
 }
 
 static int
+verb_bench(Arena *a, const Options *o)
+{
+	const Model *m = model_of(a, o, one_arg(o, "bench"));
+	const char *dir = out_dir(a, o, m);
+
+	bundle_write(generate(a, m, 0, ""), dir);
+	return run_bench(dir, o->n ? o->n : 5, (int)o->threads);
+}
+
+static int
 verb_sample(Arena *a, const Options *o)
 {
 	(void)a;
@@ -314,7 +325,7 @@ static const struct {
 	int (*run)(Arena *a, const Options *o);
 } verbs[] = {
 	{ "check", verb_check }, { "emit", verb_emit }, { "plan", verb_plan },
-	{ "verify", verb_verify }, { "train", verb_train }, { "sample", verb_sample },
+	{ "verify", verb_verify }, { "train", verb_train }, { "sample", verb_sample }, { "bench", verb_bench },
 	{ "doctor", verb_doctor },
 };
 

@@ -26,6 +26,7 @@ int run_train(const char *dir, const char *base, const char *run, const char *pa
 int run_sample(const char *run, const char *prompt, long n, double temperature,
                long long seed, int threads);
 int run_doctor(bool json);
+int run_bench(const char *dir, long steps, int threads);
 int run_data(int argc, char **argv);
 
 #endif

@@ -230,6 +230,7 @@ double run_sched(const Run *r, long t); /* sched(t) of docs/spec.md */
 int sample(const char *rundir, const char *prompt, long n, double temperature,
            long long seed, int nthreads);
 int doctor(bool json);
+int bench(const char *dir, long steps, int nthreads);   /* bench.c */
 void cpu_model(Buf *b);                 /* doctor.c */
 
 /* log.c: the terminal, and metrics.jsonl in the run directory */

@@ -6,6 +6,7 @@ int run_train(const char *dir, const char *base, const char *run, const char *pa
 int run_sample(const char *run, const char *prompt, long n, double temperature,
                long long seed, int threads);
 int run_doctor(bool json);
+int run_bench(const char *dir, long steps, int threads);
 int run_data(int argc, char **argv);
 
 int
@@ -37,4 +38,10 @@ run_data(int argc, char **argv)
 	if (argc < 1)
 		die("data: bytes FILE… -o DIR, or show FILE…");
 	return data_main(argc, argv);
+}
+
+int
+run_bench(const char *dir, long steps, int threads)
+{
+	return bench(dir, steps, threads);
 }

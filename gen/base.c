@@ -385,7 +385,7 @@ file_read(Arena *a, const char *path, size_t *nbytes)
 }
 
 static int
-write_all(int fd, const char *p, size_t left)
+write_all(int fd, const char *p, size_t left, bool sync)
 {
 	ssize_t n;
 
@@ -398,11 +398,11 @@ write_all(int fd, const char *p, size_t left)
 		p += n;
 		left -= (size_t)n;
 	}
-	return fsync(fd);
+	return sync ? fsync(fd) : 0;
 }
 
-int
-file_write(const char *path, const void *data, size_t nbytes)
+static int
+replace_file(const char *path, const void *data, size_t nbytes, bool sync)
 {
 	Buf tmp = {0};
 	int fd, saved;
@@ -411,7 +411,7 @@ file_write(const char *path, const void *data, size_t nbytes)
 	fd = open(tmp.s, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
 	if (fd < 0)
 		goto fail;
-	if (write_all(fd, data, nbytes) != 0) {
+	if (write_all(fd, data, nbytes, sync) != 0) {
 		saved = errno;
 		close(fd);
 		unlink(tmp.s);
@@ -431,6 +431,18 @@ fail:
 	buf_free(&tmp);
 	errno = saved;
 	return -1;
+}
+
+int
+file_write(const char *path, const void *data, size_t nbytes)
+{
+	return replace_file(path, data, nbytes, true);
+}
+
+int
+file_emit(const char *path, const void *data, size_t nbytes)
+{
+	return replace_file(path, data, nbytes, false);
 }
 
 int

@@ -47,6 +47,8 @@ void sha256_hex(const void *data, size_t nbytes, char out[65]);
 char *file_read(Arena *a, const char *path, size_t *nbytes);
 /* Write atomically: temporary beside it, fsync, rename. 0, or -1 with errno. */
 int file_write(const char *path, const void *data, size_t nbytes);
+/* The same without fsync, for what can be made again from its source. */
+int file_emit(const char *path, const void *data, size_t nbytes);
 /* mkdir -p.  0, or -1 with errno. */
 int dir_make(const char *path);
 

@@ -119,7 +119,7 @@ write_file(const char *dir, const char *name, const Buf *text)
 	Buf path = {0};
 
 	buf_printf(&path, "%s/%s", dir, name);
-	if (file_write(path.s, text->s ? text->s : "", text->len) != 0)
+	if (file_emit(path.s, text->s ? text->s : "", text->len) != 0)
 		die("cannot write %s: %s", path.s, strerror(errno));
 	buf_free(&path);
 }

@@ -55,9 +55,9 @@ head(const Bundle *b, Buf *o)
 	buf_printf(o, "hcgen-manifest 1\nname %s\nspec %s\ntarget cpu\n", s->name, m->hash);
 	buf_printf(o, "model layers %d lanes %d width %d vocab %d padded %d\n", m->L, m->n,
 	           m->C, m->V, m->Vp);
-	buf_printf(o, "batch tokens %ld seq %d micro %d bos %d\n",
-	           b->plan[PLAN_TRAIN]->T, m->seq, s->micro_batches,
-	           s->document_mask ? s->bos : -1);
+	buf_printf(o, "batch tokens %ld seq %d micro %d bos %d mask %d\n",
+	           b->plan[PLAN_TRAIN]->T, m->seq, s->micro_batches, s->bos,
+	           s->document_mask);
 	buf_printf(o, "numerics storage %s gemm %s\n", s->storage == F_BF16 ? "bf16" : "f32",
 	           s->gemm == F_BF16 ? "bf16" : "f32");
 	buf_printf(o, "train steps %d", s->steps);

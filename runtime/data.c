@@ -219,19 +219,6 @@ is_auto(int nfile, const char *const *files)
 	return nfile == 1 && strcmp(files[0], "auto") == 0;
 }
 
-/* Where attention knows no documents the batch line carries no bos; packing
- * by documents needs one all the same. */
-static int
-packing_bos(const Run *r)
-{
-	if (r->bos < 0 && r->vocab == ByteVocab)
-		return ByteBos;
-	if (r->bos < 0 && r->packing_documents)
-		die("data: `packing: documents` needs the token that begins a "
-		    "document; set data.bos and model.attention.document_mask");
-	return r->bos;
-}
-
 Data *
 data_open(const Run *r, int nfile, const char *const *files, const char *base,
           bool train)
@@ -242,7 +229,7 @@ data_open(const Run *r, int nfile, const char *const *files, const char *base,
 
 	d->mem = mem;
 	d->seq = r->seq;
-	d->bos = packing_bos(r);
+	d->bos = r->bos;
 	d->documents = r->packing_documents;
 	d->shuffle = r->shuffle && train;
 	d->max_doc = r->max_doc;
@@ -486,7 +473,8 @@ docstart_fill(const Run *r, const int32_t *tokens, long n, int32_t *out)
 	long i;
 
 	for (i = 0; i < n; i++) {
-		if (i % r->seq == 0 || tokens[i] == r->bos)
+		if (i % r->seq == 0 ||
+		    (r->document_mask && tokens[i] == r->bos))
 			start = (int32_t)i;
 		out[i] = start;
 	}

@@ -80,6 +80,7 @@ typedef struct Run {
 	int layers, lanes, width, vocab, padded;
 	long tokens, seq, micro;        /* tokens per micro-batch */
 	int bos;
+	bool document_mask;             /* attention stops at bos */
 	bool storage_bf16, gemm_bf16;
 	/* train */
 	long steps, warmup, val_every, val_tokens, log_every;

@@ -392,7 +392,8 @@ load_model(Load *l)
 	r->tokens = key_integer(l, "tokens", 1, 1L << 30);
 	r->seq = key_integer(l, "seq", 1, r->tokens);
 	r->micro = key_integer(l, "micro", 1, 1L << 30);
-	r->bos = (int)key_integer(l, "bos", -1, MaxWidth);
+	r->bos = (int)key_integer(l, "bos", 0, MaxWidth);
+	r->document_mask = key_integer(l, "mask", 0, 1) != 0;
 	if (r->tokens % r->seq != 0)
 		bad(l, "tokens %ld is not a multiple of seq %ld", r->tokens,
 		    r->seq);

@@ -331,9 +331,8 @@ sampler_open(Sampler *s, const char *rundir, int nthreads)
 {
 	s->mem = arena_new("sample");
 	model_open(s, rundir, nthreads);
-	s->bytes = s->r->vocab == ByteVocab &&
-	           (s->r->bos == ByteBos || s->r->bos < 0);
-	s->bos = s->bytes ? ByteBos : s->r->bos;
+	s->bytes = s->r->vocab == ByteVocab && s->r->bos == ByteBos;
+	s->bos = s->r->bos < s->r->vocab ? s->r->bos : -1;
 	s->window = NEWN(s->mem, int32_t, s->r->seq);
 	s->weight = NEWN(s->mem, double, s->r->vocab);
 }

@@ -208,7 +208,7 @@ ngram_report(Train *t)
 static bool
 is_bytes(const Run *r)
 {
-	return r->vocab == ByteVocab && (r->bos == ByteBos || r->bos < 0);
+	return r->vocab == ByteVocab && r->bos == ByteBos;
 }
 
 /* -- a run -- */

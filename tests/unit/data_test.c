@@ -123,6 +123,7 @@ run_new(int vocab, int bos, long seq)
 
 	r->vocab = vocab;
 	r->bos = bos;
+	r->document_mask = bos >= 0;
 	r->seq = seq;
 	return r;
 }
@@ -319,9 +320,6 @@ test_open_errors(void)
 	r->packing_documents = true;
 	check_dies("documents-without-bos-in-data", open_data, &o, "data",
 	           "no token is data.bos = 256", "set data.bos");
-	r->bos = -1;
-	check_dies("documents-without-bos", open_data, &o, "data",
-	           "packing: documents", "data.bos");
 	o.file[0] = "auto";
 	r->vocab = 256;
 	r->packing_documents = false;

@@ -578,7 +578,7 @@ static const char good_manifest[] =
         "0123456789abcdef0123456789abcdef\n"
         "target cpu\n"
         "model layers 1 lanes 2 width 8 vocab 5 padded 8\n"
-        "batch tokens 16 seq 8 micro 2 bos -1\n"
+        "batch tokens 16 seq 8 micro 2 bos 4 mask 0\n"
         "numerics storage bf16 gemm bf16\n"
         "train steps 10 lr 0.003 warmup 2 cooldown 0.4 linear floor 0.1 "
         "clip 1 val_every 5 val_tokens 64 log_every 1 seed 7\n"

@@ -1,0 +1,446 @@
+/* graph.c, grad.c, simplify.c: every op against a naive formula, every
+ * derivative against central differences, every fold against the graph it
+ * came from.
+ *
+ * Values come from interp_graph, which the naive formulas here check op by op.
+ * Differences are of order four, step 1e-3: the truncation is h^4 f'''''/30,
+ * about 1e-12 of the loss here, the rounding 1.5 * 2^-53 * loss / h, 1e-12 as
+ * well; the bound is 1e-6 of the derivative. */
+#include "test.h"
+
+/* gradients */
+
+static double
+loss_of(const Graph *fwd, const Inputs *in)
+{
+	Interp *I = results_of(fwd, in);
+	double l = interp_loss(I) * in->scale;
+
+	interp_free(I);
+	return l;
+}
+
+/* derivative of the loss along d in one parameter */
+static double
+slope(const Graph *fwd, const Inputs *in, int p, const double *d)
+{
+	static const double at[] = { -2, -1, 1, 2 }, w[] = { 1, -8, 8, -1 };
+	const double h = 1e-3;
+	long n = fwd->model->param[p].n, j;
+	double *x = in->param[p], *old = NEWN(mem, double, n), s = 0;
+	int i;
+
+	memcpy(old, x, (size_t)n * sizeof *x);
+	for (i = 0; i < 4; i++) {
+		for (j = 0; j < n; j++)
+			x[j] = old[j] + at[i] * h * d[j];
+		s += w[i] * loss_of(fwd, in) / (12 * h);
+	}
+	memcpy(x, old, (size_t)n * sizeof *x);
+	return s;
+}
+
+/* Does the gradient of every parameter agree along two random directions?
+ * err: what does not. */
+static bool
+gradient_agrees(const Graph *g, const Inputs *in, const char *skip, char err[200])
+{
+	const Model *m = g->model;
+	Graph fwd = forward_of(g);
+	Interp *I = results_of(g, in);
+	double *d, num_, ana, scale;
+	long n, j;
+	int p, k;
+	bool ok = true;
+
+	for (p = 0; p < m->nparam && ok; p++) {
+		if (skip && strcmp(skip, m->param[p].name) == 0)
+			continue;
+		n = m->param[p].n;
+		d = NEWN(mem, double, n);
+		for (k = 0; k < 2 && ok; k++) {
+			for (ana = 0, j = 0; j < n; j++) {
+				d[j] = normal();
+				ana += d[j] * I->grad[p][j];
+			}
+			num_ = slope(&fwd, in, p, d);
+			scale = fmax(fabs(ana), norm2(I->grad[p], n));
+			ok = fabs(num_ - ana) <= 1e-6 * scale + 1e-11;
+			if (!ok)
+				snprintf(err, 200, "%s: gradient %.12g, differences %.12g",
+				         m->param[p].name, ana, num_);
+		}
+	}
+	interp_free(I);
+	return ok;
+}
+
+/* graphs by hand: four vectors that are rows of tables, a stream that what is
+ * tested is added to, a head */
+
+static const char hand_yaml[] =
+	"model: {layers: 2, width: 24, heads: 3, kv_heads: 1, vocab: 67, vocab_multiple: 1, "
+	"norm_weight: true, mlp: {hidden: 40}, rotary: {base: 50}}\n"
+	"hc: {lanes: 4, post: {learned: true}, lane_init: {learned: true}, sources: {"
+	"a: {kind: bigram, rows: 70}, b: {kind: bigram, rows: 71}, c: {kind: bigram, rows: 72}}}\n"
+	"train: {tokens_per_step: 36, seq_len: 12}\n"
+	"numerics: {storage: f32, gemm: f32}\n";
+
+typedef struct {
+	Graph *g;
+	const Model *m;
+	Inputs in;
+	int x, y, z, e;         /* vecs of 24 channels */
+} Hand;
+
+enum { HandT = 36, HandC = 24, HandSeq = 12 };
+
+static int
+rows_of(Hand *h, const char *table_name, int rows)
+{
+	int v = heavy(h->g, OP_GATHER, K_VEC, HandC,
+	              mat(h->g, param_of(h->m, table_name)), -1);
+
+	h->g->v[v].attr[0] = rows ? IDX_HASH : IDX_TOKENS;
+	h->g->v[v].attr[1] = rows ? rows : h->m->Vp;
+	return v;
+}
+
+static Hand
+hand_new(void)
+{
+	static Model *m;
+	int32_t *id = NEWN(mem, int32_t, HandT), t, j;
+	Hand h;
+
+	if (!m)
+		m = model_of("hand", hand_yaml);
+	h.m = m;
+	h.g = graph_new(mem, m, GRAPH_TRAIN, HandT);
+	h.in = inputs_random(m, HandT);
+	for (t = 0; t < HandT; t++)
+		id[t] = t;
+	h.in.tokens = id;
+	for (j = 0; j < 3; j++)
+		h.in.hash[j] = id;
+	h.x = rows_of(&h, "embed", 0);
+	h.y = rows_of(&h, "hc.sources.a.table", 70);
+	h.z = rows_of(&h, "hc.sources.b.table", 71);
+	h.e = rows_of(&h, "hc.sources.c.table", 72);
+	return h;
+}
+
+static int
+lane_row(Hand *h, int row)
+{
+	return pvec(h->g, h->m->lane_init, row);
+}
+
+static int
+post_coef(Hand *h, int i)
+{
+	return coef(h->g, param_of(h->m, "hc.post"), i);
+}
+
+/* r becomes part of the loss, with a weight for every channel */
+static void
+hand_finish(Hand *h, int r)
+{
+	Graph *g = h->g;
+	int y;
+
+	if (g->v[r].kind == K_VEC && g->v[r].width < HandC)
+		r = pad(g, r, 0, HandC);
+	if (g->v[r].kind == K_VEC && g->v[r].width > HandC)
+		r = add(g, slice(g, r, 0, HandC),
+		        mul(g, num(g, 0.7), slice(g, r, g->v[r].width - HandC, HandC)));
+	y = add(g, h->e, mul(g, r, lane_row(h, 3)));
+	g->loss = out(g, heavy(g, OP_HEAD, K_TUPLE, h->m->Vp, y, mat(g, h->m->head)), 0);
+	g->nfwd = g->n;
+	graph_verify(g);
+	grad_append(g);
+	graph_verify(g);
+}
+
+/* the simplified graph computes what the graph does */
+static bool
+simplified_agrees(const Graph *g, const Inputs *in, const char *what, char err[200])
+{
+	Graph *s = simplify(mem, g);
+	Interp *a = results_of(s, in), *b = results_of(g, in);
+	const char *where;
+	double d = results_differ(a, b, 1e-13, &where);
+
+	graph_verify(s);
+	interp_free(a);
+	interp_free(b);
+	if (d > 1e-13)
+		snprintf(err, 200, "%s simplified: %s differs by %.3g", what, where, d);
+	return d <= 1e-13;
+}
+
+static bool
+hand_agrees(Hand *h, char err[200])
+{
+	return gradient_agrees(h->g, &h->in, NULL, err) &&
+	       simplified_agrees(h->g, &h->in, "graph", err);
+}
+
+/* pointwise ops */
+
+enum { NKinds = 6 };
+static const char *const kind_name[NKinds] = {
+	"num", "scalar", "rowval", "rowval[3]", "vec", "pvec",
+};
+
+static int
+operand(Hand *h, int kind, int side)
+{
+	Graph *g = h->g;
+	int x = side ? h->z : h->x;
+
+	switch (kind) {
+	case 0:
+		return num(g, side ? -1.3 : 0.7);
+	case 1:
+		return post_coef(h, side);
+	case 2:
+		return mul(g, num(g, 1. / HandC), dot(g, x, h->y, 1));
+	case 3:
+		return mul(g, num(g, 3. / HandC), dot(g, x, h->y, 3));
+	case 4:
+		return x;
+	default:
+		return lane_row(h, 1 + side);
+	}
+}
+
+/* element (t, c) of a value of any kind, seen with W channels: not the one of
+ * interp.c */
+static double
+seen(const Hand *h, const Interp *I, int v, long t, int c, int W)
+{
+	const Val *x = &h->g->v[v];
+	const double *p = I->x[v];
+
+	if (x->kind == K_VEC || x->kind == K_ROWVAL)
+		return p[t * x->width + c * x->width / W];
+	return x->kind == K_PVEC ? p[c] : p[0];
+}
+
+static double
+formula(Op op, double x, double y)
+{
+	float f = (float)x;
+	uint32_t u;
+
+	switch ((int)op) {
+	case OP_ADD:
+		return x + y;
+	case OP_SUB:
+		return x - y;
+	case OP_MUL:
+		return x * y;
+	case OP_NEG:
+		return 0 - x;
+	case OP_RECIP:
+		return pow(x, -1);
+	case OP_RSQRT:
+		return pow(x, -0.5);
+	case OP_EXP:
+		return cosh(x) + sinh(x);
+	case OP_TANH:
+		return (exp(2 * x) - 1) / (exp(2 * x) + 1);
+	case OP_SIGMOID:
+		return 0.5 * (1 + tanh(0.5 * x));
+	case OP_RELU:
+		return fmax(x, 0);
+	case OP_STEP:
+		return signbit(x) || x == 0 ? 0 : 1;
+	case OP_BF16:           /* scaled so that the unit in the last place is 1 */
+		u = 7 - (uint32_t)ilogbf(f);
+		return ldexp(rint(ldexp(f, (int)u)), -(int)u);
+	}
+	return NAN;
+}
+
+static bool
+values_agree(const Hand *h, int r, int a, int b, char err[200])
+{
+	const Val *v = &h->g->v[r];
+	Interp *I = interp_graph(h->g, &h->in, NULL);
+	long rows = v->kind == K_VEC || v->kind == K_ROWVAL ? HandT : 1, t;
+	int W = v->width, c;
+	double want, got, worst = 0;
+
+	for (t = 0; t < rows; t++)
+		for (c = 0; c < W; c++) {
+			want = formula(v->op, seen(h, I, a, t, c, W),
+			               b < 0 ? 0 : seen(h, I, b, t, c, W));
+			got = I->x[r][t * W + c];
+			worst = fmax(worst, fabs(got - want) / fmax(fabs(want), 1e-3));
+		}
+	interp_free(I);
+	if (!(worst <= 1e-14))
+		snprintf(err, 200, "forward is off by %.3g", worst);
+	return worst <= 1e-14;
+}
+
+/* kind and width the result must have */
+static bool
+shape_agrees(const Graph *g, int r, int ka, int kb, char err[200])
+{
+	static const Kind kind[NKinds] = { K_NUM, K_SCALAR, K_ROWVAL, K_ROWVAL, K_VEC, K_PVEC };
+	static const int width[NKinds] = { 1, 1, 1, 3, HandC, HandC };
+	int k = ka > kb ? ka : kb, o = ka > kb ? kb : ka;
+	bool varies = k == 5 && o >= 2 && o < 5;
+	Kind want = varies ? K_VEC : kind[k];
+
+	if (g->v[r].kind == want && g->v[r].width == width[k])
+		return true;
+	snprintf(err, 200, "kind %d width %d, expected %d and %d", g->v[r].kind,
+	         g->v[r].width, want, width[k]);
+	return false;
+}
+
+/* smallest distance of an operand from 0, where relu and step have a corner */
+static double
+corner(const Hand *h, int v)
+{
+	Interp *I = interp_graph(h->g, &h->in, NULL);
+	const Val *x = &h->g->v[v];
+	long n = x->width * (x->kind == K_VEC || x->kind == K_ROWVAL ? HandT : 1), j;
+	double least = INFINITY;
+
+	for (j = 0; j < n; j++)
+		least = fmin(least, fabs(I->x[v][j]));
+	interp_free(I);
+	return least;
+}
+
+static bool
+one_unary(Op op, int kind, char err[200])
+{
+	bool positive = op == OP_RSQRT || op == OP_RECIP, ok;
+	Hand h;
+	int a, r;
+
+	do {
+		h = hand_new();
+		a = operand(&h, kind, 0);
+		if (positive)           /* at least 4 away from 0 in practice */
+			a = add(h.g, num(h.g, 8), a);
+		r = point(h.g, op, a, -1);
+		h.g->nfwd = h.g->n;
+		/* 1e-3 per unit of a direction that is normal, and its products */
+	} while ((op == OP_RELU || op == OP_STEP) && corner(&h, a) < 2e-4);
+	ok = shape_agrees(h.g, r, kind, kind, err) && values_agree(&h, r, a, -1, err);
+	hand_finish(&h, r);
+	if (op == OP_BF16)
+		return ok && simplified_agrees(h.g, &h.in, "graph", err);
+	if (op == OP_RELU || op == OP_STEP)     /* few elements cross: see corners() */
+		return ok && simplified_agrees(h.g, &h.in, "graph", err);
+	return ok && hand_agrees(&h, err);
+}
+
+static bool
+one_binary(Op op, int ka, int kb, char err[200])
+{
+	Hand h = hand_new();
+	int a = operand(&h, ka, 0), b = operand(&h, kb, 1), r;
+
+	r = point(h.g, op, a, b);
+	h.g->nfwd = h.g->n;
+	if (!shape_agrees(h.g, r, ka, kb, err) || !values_agree(&h, r, a, b, err))
+		return false;
+	hand_finish(&h, r);
+	return hand_agrees(&h, err);
+}
+
+static void
+points(void)
+{
+	char name[80], err[200] = "";
+	int op, a, b;
+	bool ok;
+
+	for (op = 0; op < NOp; op++) {
+		if (op_info[op].class != CL_POINT)
+			continue;
+		if (op_info[op].arity == 1) {
+			for (ok = true, a = 0; a < NKinds && ok; a++)
+				if (!(ok = one_unary((Op)op, a, err)))
+					break;
+			snprintf(name, sizeof name, "point %s of every kind", op_info[op].name);
+			check(name, ok, "%s: %s", kind_name[a % NKinds], err);
+			continue;
+		}
+		for (a = 0; a < NKinds; a++) {
+			snprintf(name, sizeof name, "point %s of %s and every kind",
+			         op_info[op].name, kind_name[a]);
+			for (ok = true, b = 0; b < NKinds; b++)
+				if (!(ok = one_binary((Op)op, a, b, err)))
+					break;
+			check(name, ok, "%s: %s", kind_name[b % NKinds], err);
+		}
+	}
+}
+
+/* What rounds or has a corner has its derivative by definition.  mul(r, w)
+ * with r = op(x): the gradient of w is what d loss / d r is built from, and
+ * the gradient of x must be that times 1 (bf16), step (relu), 0 (step). */
+static void
+corners(void)
+{
+	static const Op op[] = { OP_BF16, OP_RELU, OP_STEP };
+	char name[80];
+	Hand h;
+	Interp *I, *J;
+	Graph *g;
+	const double *gx, *gi;
+	double d, want;
+	long j;
+	int i, e, x0;
+
+	for (i = 0; i < 3; i++) {
+		h = hand_new();
+		e = param_of(h.m, "embed");
+		for (j = 0; j < HandT * HandC; j++)
+			h.in.param[e][j] = round_bf16(h.in.param[e][j]);
+		hand_finish(&h, point(h.g, op[i], h.x, -1));
+		I = results_of(h.g, &h.in);
+		/* the same with r itself in the place of x, no op between */
+		g = h.g;
+		x0 = e;
+		h.g = graph_new(mem, h.m, GRAPH_TRAIN, HandT);
+		h.x = rows_of(&h, "embed", 0);
+		h.e = rows_of(&h, "hc.sources.c.table", 72);
+		gx = I->grad[x0];
+		double *old = NEWN(mem, double, HandT * HandC);
+		memcpy(old, h.in.param[e], HandT * HandC * sizeof *old);
+		for (j = 0; j < HandT * HandC; j++)
+			h.in.param[e][j] = formula(op[i], old[j], 0);
+		hand_finish(&h, h.x);
+		J = results_of(h.g, &h.in);
+		gi = J->grad[e];
+		for (d = 0, j = 0; j < HandT * HandC; j++) {
+			want = op[i] == OP_STEP || (op[i] == OP_RELU && old[j] <= 0) ? 0 : gi[j];
+			d = fmax(d, fabs(gx[j] - want));
+		}
+		snprintf(name, sizeof name, "derivative of %s, by definition", op_info[op[i]].name);
+		check(name, d == 0, "off by %.3g", d);
+		interp_free(I);
+		interp_free(J);
+		(void)g;
+	}
+}
+
+int
+main(void)
+{
+	mem = arena_new("test");
+	points();
+	corners();
+	arena_free(mem);
+	return summary();
+}

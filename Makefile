@@ -9,8 +9,9 @@ LDLIBS = -lyaml -lm -ldl -lpthread
 B = build
 
 # in the order of the pipeline
-GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model graph grad simplify \
-	fuse target mem lower emit manifest report generate interp interp_plan show
+GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model ir graph grad simplify \
+	fuse steps plan target mem lower lower_exp lower_loop emit tail texts manifest report generate \
+	interp interp_plan show
 RUNTIME = load arena init pool gemm compile launch shard data bytes ngram st log train sample bench \
 	doctor verbs verify
 TEMPLATES = $(wildcard templates/cpu/*.c)

@@ -105,8 +105,12 @@ void kern_verify(const Kern *k);
 /* emit.c: the text of a kernel */
 void emit_kern(const Kern *k, Buf *b);
 
+/* texts.c */
+void emit_tail(const Plan *p, Step *s, Buf *b);
+
 /* shared by lower and the formulas */
 void point_text(Op op, const char *x, const char *y, Buf *b);
 void float_text(Buf *b, double x);
+const char *c_function(Op op);
 
 #endif

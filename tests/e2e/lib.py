@@ -115,25 +115,25 @@ class Random:
         return (self.state >> 33) % n
 
 
-def words_repeated(documents, nbytes, length, seed=1):
-    """Texts, each one random word over and over.  What comes next is `length` letters back:
-    attention finds it, a model that sees one token does not."""
+def texts(documents=600, nbytes=100, seed=1):
+    """Texts of two random letters each, in random order.  What a document is made of shows only in
+    what came before: ln 2 nats a letter to who sees that, 2.4 and more to who sees one letter."""
     r = Random(seed)
     for _ in range(documents):
-        word = "".join(chr(97 + r.below(26)) for _ in range(length))
-        yield (word * (nbytes // length + 1))[:nbytes]
+        letters = [chr(97 + r.below(26)) for _ in range(2)]
+        yield "".join(letters[r.below(2)] for _ in range(nbytes))
 
 
-def data_of(tmp, texts):
-    """--set words for shards that `hcgen data bytes` makes of the texts."""
+def make_data(tmp):
+    """--set words for shards that `hcgen data bytes` makes of texts()"""
     (tmp / "text").mkdir()
-    for i, text in enumerate(texts):
+    for i, text in enumerate(texts()):
         (tmp / f"text/{i:04}.txt").write_text(text)
     hcgen("data", "bytes", "-r", tmp / "text", "-o", tmp / "data", "--val", 10)
-    return data(tmp / "data")
+    return data_at(tmp / "data")
 
 
-def data(folder):
+def data_at(folder):
     return sets(data__train=json.dumps([str(folder / "train.bin")]),
                 data__val=json.dumps([str(folder / "val.bin")]))
 

@@ -303,55 +303,37 @@ shape_agrees(const Graph *g, int r, int ka, int kb, char err[200])
 	return false;
 }
 
-/* smallest distance of an operand from 0, where relu and step have a corner */
-static double
-corner(const Hand *h, int v)
-{
-	Interp *I = interp_graph(h->g, &h->in, NULL);
-	const Val *x = &h->g->v[v];
-	long n = x->width * (x->kind == K_VEC || x->kind == K_ROWVAL ? HandT : 1), j;
-	double least = INFINITY;
-
-	for (j = 0; j < n; j++)
-		least = fmin(least, fabs(I->x[v][j]));
-	interp_free(I);
-	return least;
-}
+typedef struct { Op op; int a, b; } Point_;
 
 static bool
-one_unary(Op op, int kind, char err[200])
+one_unary(void *arg, char err[200])
 {
-	bool positive = op == OP_RSQRT || op == OP_RECIP, ok;
-	Hand h;
-	int a, r;
-
-	do {
-		h = hand_new();
-		a = operand(&h, kind, 0);
-		if (positive)           /* at least 4 away from 0 in practice */
-			a = add(h.g, num(h.g, 8), a);
-		r = point(h.g, op, a, -1);
-		h.g->nfwd = h.g->n;
-		/* 1e-3 per unit of a direction that is normal, and its products */
-	} while ((op == OP_RELU || op == OP_STEP) && corner(&h, a) < 2e-4);
-	ok = shape_agrees(h.g, r, kind, kind, err) && values_agree(&h, r, a, -1, err);
-	hand_finish(&h, r);
-	if (op == OP_BF16)
-		return ok && simplified_agrees(h.g, &h.in, "graph", err);
-	if (op == OP_RELU || op == OP_STEP)     /* few elements cross: see corners() */
-		return ok && simplified_agrees(h.g, &h.in, "graph", err);
-	return ok && hand_agrees(&h, err);
-}
-
-static bool
-one_binary(Op op, int ka, int kb, char err[200])
-{
+	const Point_ *p = arg;
+	bool positive = p->op == OP_RSQRT || p->op == OP_RECIP, ok;
+	bool smooth = p->op != OP_RELU && p->op != OP_STEP && p->op != OP_BF16;
 	Hand h = hand_new();
-	int a = operand(&h, ka, 0), b = operand(&h, kb, 1), r;
+	int a = operand(&h, p->a, 0), r;
 
-	r = point(h.g, op, a, b);
+	if (positive)           /* far from the pole */
+		a = add(h.g, num(h.g, 8), a);
+	r = point(h.g, p->op, a, -1);
 	h.g->nfwd = h.g->n;
-	if (!shape_agrees(h.g, r, ka, kb, err) || !values_agree(&h, r, a, b, err))
+	ok = shape_agrees(h.g, r, p->a, p->a, err) && values_agree(&h, r, a, -1, err);
+	hand_finish(&h, r);
+	return ok && simplified_agrees(h.g, &h.in, "graph", err) &&
+	       (!smooth || gradient_agrees(h.g, &h.in, NULL, err));
+}
+
+static bool
+one_binary(void *arg, char err[200])
+{
+	const Point_ *p = arg;
+	Hand h = hand_new();
+	int a = operand(&h, p->a, 0), b = operand(&h, p->b, 1), r;
+
+	r = point(h.g, p->op, a, b);
+	h.g->nfwd = h.g->n;
+	if (!shape_agrees(h.g, r, p->a, p->b, err) || !values_agree(&h, r, a, b, err))
 		return false;
 	hand_finish(&h, r);
 	return hand_agrees(&h, err);
@@ -360,79 +342,68 @@ one_binary(Op op, int ka, int kb, char err[200])
 static void
 points(void)
 {
-	char name[80], err[200] = "";
-	int op, a, b;
-	bool ok;
+	char name[80];
+	Point_ p;
+	int op;
 
 	for (op = 0; op < NOp; op++) {
-		if (op_info[op].class != CL_POINT)
-			continue;
-		if (op_info[op].arity == 1) {
-			for (ok = true, a = 0; a < NKinds && ok; a++)
-				if (!(ok = one_unary((Op)op, a, err)))
-					break;
-			snprintf(name, sizeof name, "point %s of every kind", op_info[op].name);
-			check(name, ok, "%s: %s", kind_name[a % NKinds], err);
-			continue;
-		}
-		for (a = 0; a < NKinds; a++) {
-			snprintf(name, sizeof name, "point %s of %s and every kind",
-			         op_info[op].name, kind_name[a]);
-			for (ok = true, b = 0; b < NKinds; b++)
-				if (!(ok = one_binary((Op)op, a, b, err)))
-					break;
-			check(name, ok, "%s: %s", kind_name[b % NKinds], err);
+		p.op = (Op)op;
+		for (p.a = 0; op_info[op].class == CL_POINT && p.a < NKinds; p.a++) {
+			if (op_info[op].arity == 1) {
+				snprintf(name, sizeof name, "%s of %s", op_info[op].name,
+				         kind_name[p.a]);
+				check_case(name, one_unary, &p);
+				continue;
+			}
+			for (p.b = 0; p.b < NKinds; p.b++) {
+				snprintf(name, sizeof name, "%s of %s and %s",
+				         op_info[op].name, kind_name[p.a], kind_name[p.b]);
+				check_case(name, one_binary, &p);
+			}
 		}
 	}
 }
 
-/* What rounds or has a corner has its derivative by definition.  mul(r, w)
- * with r = op(x): the gradient of w is what d loss / d r is built from, and
- * the gradient of x must be that times 1 (bf16), step (relu), 0 (step). */
+/* What rounds or has a corner has its derivative by definition: the gradient
+ * of what is before op is that of what is behind it times 1 (bf16), step
+ * (relu), 0 (step).  The latter is had by running without op on op's result. */
+static bool
+corner(void *arg, char err[200])
+{
+	const Point_ *p = arg;
+	Hand h = hand_new(), k = h;
+	int e = param_of(h.m, "embed"), j;
+	double *x = h.in.param[e], *old = NEWN(mem, double, HandT * HandC), want, d = 0;
+	Interp *I, *J;
+
+	hand_finish(&h, point(h.g, p->op, h.x, -1));
+	I = results_of(h.g, &h.in);
+	memcpy(old, x, HandT * HandC * sizeof *old);
+	for (j = 0; j < HandT * HandC; j++)
+		x[j] = formula(p->op, old[j], 0);
+	k.g = graph_new(mem, k.m, GRAPH_TRAIN, HandT);
+	k.x = rows_of(&k, "embed", 0);
+	k.e = rows_of(&k, "hc.sources.c.table", 72);
+	hand_finish(&k, k.x);
+	J = results_of(k.g, &k.in);
+	for (j = 0; j < HandT * HandC; j++) {
+		want = p->op == OP_STEP || (p->op == OP_RELU && old[j] <= 0) ? 0 : J->grad[e][j];
+		d = fmax(d, fabs(I->grad[e][j] - want));
+	}
+	snprintf(err, 200, "off by %.3g", d);
+	return d == 0 && norm2(J->grad[e], HandT * HandC) > 0;
+}
+
 static void
 corners(void)
 {
-	static const Op op[] = { OP_BF16, OP_RELU, OP_STEP };
-	char name[80];
-	Hand h;
-	Interp *I, *J;
-	Graph *g;
-	const double *gx, *gi;
-	double d, want;
-	long j;
-	int i, e, x0;
+	Point_ p = { OP_BF16, 0, 0 };
 
-	for (i = 0; i < 3; i++) {
-		h = hand_new();
-		e = param_of(h.m, "embed");
-		for (j = 0; j < HandT * HandC; j++)
-			h.in.param[e][j] = round_bf16(h.in.param[e][j]);
-		hand_finish(&h, point(h.g, op[i], h.x, -1));
-		I = results_of(h.g, &h.in);
-		/* the same with r itself in the place of x, no op between */
-		g = h.g;
-		x0 = e;
-		h.g = graph_new(mem, h.m, GRAPH_TRAIN, HandT);
-		h.x = rows_of(&h, "embed", 0);
-		h.e = rows_of(&h, "hc.sources.c.table", 72);
-		gx = I->grad[x0];
-		double *old = NEWN(mem, double, HandT * HandC);
-		memcpy(old, h.in.param[e], HandT * HandC * sizeof *old);
-		for (j = 0; j < HandT * HandC; j++)
-			h.in.param[e][j] = formula(op[i], old[j], 0);
-		hand_finish(&h, h.x);
-		J = results_of(h.g, &h.in);
-		gi = J->grad[e];
-		for (d = 0, j = 0; j < HandT * HandC; j++) {
-			want = op[i] == OP_STEP || (op[i] == OP_RELU && old[j] <= 0) ? 0 : gi[j];
-			d = fmax(d, fabs(gx[j] - want));
-		}
-		snprintf(name, sizeof name, "derivative of %s, by definition", op_info[op[i]].name);
-		check(name, d == 0, "off by %.3g", d);
-		interp_free(I);
-		interp_free(J);
-		(void)g;
-	}
+	check_case("derivative of bf16, by definition", corner, &p);
+	p.op = OP_RELU;
+	check_case("derivative of relu, by definition", corner, &p);
+	p.op = OP_STEP;
+	check_case("derivative of step, by definition", corner, &p);
 }
 
 int

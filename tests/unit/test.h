@@ -83,6 +83,30 @@ child(void (*fn)(void *), void *arg)
 	return c;
 }
 
+/* A case in a child, so that a bug() in it is a failure of that case alone. */
+typedef struct { bool (*fn)(void *arg, char err[200]); void *arg; } Case;
+
+static inline void
+case_run(void *p)
+{
+	const Case *c = p;
+	char err[200] = "";
+
+	if (c->fn(c->arg, err))
+		_exit(0);
+	fprintf(stderr, "%s\n", err);
+	_exit(1);
+}
+
+static inline void
+check_case(const char *name, bool (*fn)(void *arg, char err[200]), void *arg)
+{
+	Case k = { fn, arg };
+	Child c = child(case_run, &k);
+
+	check(name, c.rc == 0, "%s", c.rc < 0 ? "died of a signal" : c.err);
+}
+
 /* random numbers: splitmix64 */
 
 static uint64_t rng_state = 1;

@@ -1,0 +1,37 @@
+/* Private to fuse.c, steps.c and plan.c. */
+#ifndef FUSE_H
+#define FUSE_H
+
+#include "hcgen.h"
+
+typedef struct {
+	Arena *a;
+	const Graph *g;
+	Plan *p;
+	int *level;             /* when a value can exist: 16*heavy step + shifts */
+	bool *anchor, *stored;
+	bool *view;             /* a slice that heavy steps read in place */
+	int nkern, capkern;
+	RowKernel **kern;       /* by level */
+	int *stamp, now;        /* visited marks */
+	Dt gemm_in, gemm_out, storage;
+} Fuse;
+
+/* steps.c: buffers, operands, heavy steps */
+Opd opd_int(long i);
+Opd opd_float(double x);
+int buffer_new(Plan *p, const char *name, int val, Dt dt, long rows, long width);
+Opd opd_val(Fuse *f, int v);
+int contrib_param(const Graph *g, int v);
+Step *step_new(Plan *p, StepKind kind, const char *name, const char *site);
+void push(Plan *p, Step *s, Opd o);
+const char *sub_name(const Model *m, int sub);
+const char *site_name(Plan *p, const Val *v, const char *what);
+const char *short_name(const char *name);
+void heavy_step(Fuse *f, int i);
+
+/* fuse.c */
+Plan *plan_new(Arena *a, const Model *m, const char *prog, long T);
+void model_times(Plan *p);
+
+#endif

@@ -1,0 +1,122 @@
+/* The Plan itself: storage types, the update program, verifier, printer. */
+#include "fuse.h"
+
+#include <string.h>
+
+int
+dt_size(Dt dt)
+{
+	static const int size[] = { 4, 2, 8, 4 };
+
+	return size[dt];
+}
+
+const char *
+dt_name(Dt dt)
+{
+	static const char *const name[] = { "f32", "bf16", "f64", "i32" };
+
+	return name[dt];
+}
+
+const char *const arena_name[NArenas] = {
+	"params", "weights", "grads", "moment1", "moment2", "acts", "tables",
+	"inputs", "sched", "result",
+};
+/* clipping, AdamW for every parameter */
+Plan *
+plan_update(Arena *a, const Model *m)
+{
+	Plan *p = plan_new(a, m, "update", 0);
+	int part = buffer_new(p, "squares", -1, F64, RowBlocks, 1), i;
+	const Param *w;
+	Step *s;
+	long n = (long)(m->params_nbytes / 4);
+
+	s = step_new(p, STEP_TEMPLATE, "sqsum", "gradient norm");
+	push(p, s, opd_buf(part, F64, 1));
+	push(p, s, opd_arena(A_GRADS, 0, F32, n));
+	push(p, s, opd_int(n));
+	s->nbytes = 4. * (double)n;
+	s = step_new(p, STEP_TEMPLATE, "clip", "gradient norm");
+	s->items = 1;
+	push(p, s, opd_arena(A_SCHED, 0, F32, 1));
+	push(p, s, opd_buf(part, F64, 1));
+	push(p, s, opd_float(m->spec->clip));
+	for (i = 0; i < m->nparam; i++) {
+		w = &m->param[i];
+		s = step_new(p, STEP_TEMPLATE, "adamw", w->name);
+		push(p, s, opd_arena(A_PARAMS, w->off, F32, 1));
+		if (w->woff >= 0)
+			push(p, s, opd_arena(A_WEIGHTS, (size_t)w->woff, BF16, 1));
+		else
+			push(p, s, opd_int(0));         /* a null pointer */
+		push(p, s, opd_arena(A_MOMENT1, w->off, F32, 1));
+		push(p, s, opd_arena(A_MOMENT2, w->off, F32, 1));
+		push(p, s, opd_arena(A_GRADS, w->off, F32, 1));
+		push(p, s, opd_int(w->n));
+		push(p, s, opd_float(m->spec->lr * w->lr_mul));
+		push(p, s, opd_float(w->betas[0]));
+		push(p, s, opd_float(w->betas[1]));
+		push(p, s, opd_float(w->eps));
+		push(p, s, opd_float(w->weight_decay));
+		push(p, s, opd_arena(A_SCHED, 0, F32, 1));
+		s->acc = w->woff >= 0;          /* which text: with bf16 copy or not */
+		s->nbytes = (double)w->n * (28. + 2. * (w->woff >= 0));
+	}
+	p->buf[part].first = 0;
+	p->buf[part].last = 1;
+	model_times(p);
+	return p;
+}
+
+void
+plan_verify(const Plan *p)
+{
+	const Step *s;
+	bool *made;
+	int i, j, v;
+
+	if (!p->g)
+		return;
+	made = NEWN(p->mem, bool, p->nbuf);
+	for (i = 0; i < p->nstep; i++) {
+		s = &p->step[i];
+		if (s->nbytes <= 0)
+			bug("plan: step %d (%s) states no bytes", i, s->site);
+		for (j = 0; s->row && j < s->row->nin; j++) {
+			v = s->row->in[j];
+			if (p->bufof[v] < 0 || !made[p->bufof[v]])
+				bug("plan: step %d (%s) reads value %d before it is stored",
+				    i, s->site, v);
+		}
+		for (j = 0; s->row && j < s->row->nroot; j++)
+			if (p->bufof[s->row->root[j]] >= 0)
+				made[p->bufof[s->row->root[j]]] = true;
+		for (j = 0; j < s->nopd; j++)
+			if (s->opd[j].kind == OPD_BUF)
+				made[s->opd[j].id] = true;
+	}
+}
+
+void
+plan_print(const Plan *p, FILE *f)
+{
+	const Step *s;
+	int i, j;
+
+	fprintf(f, "program %s T %ld\n", p->prog, p->T);
+	for (i = 0; i < p->nstep; i++) {
+		s = &p->step[i];
+		fprintf(f, "%4d %s bytes %.0f flops %.0f", i, s->site, s->nbytes, s->flops);
+		for (j = 0; s->row && j < s->row->nin; j++)
+			fprintf(f, "%s%%%d", j ? " " : " in ", s->row->in[j]);
+		for (j = 0; s->row && j < s->row->nroot; j++)
+			fprintf(f, "%s%%%d", j ? " " : " out ", s->row->root[j]);
+		fputc('\n', f);
+	}
+	for (i = 0; i < p->nbuf; i++)
+		fprintf(f, "buf %d %s %s [%ld,%ld] life %d..%d at %zu\n", i, p->buf[i].name,
+		        dt_name(p->buf[i].dt), p->buf[i].rows, p->buf[i].width,
+		        p->buf[i].first, p->buf[i].last, p->buf[i].off);
+}

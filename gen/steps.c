@@ -1,0 +1,480 @@
+/* Heavy ops as steps: their operands, their buffers, what they move.
+ *
+ * A step says where every operand lies; templates take theirs in the order
+ * their files list. */
+#include "fuse.h"
+
+#include <string.h>
+
+/* buffers and operands */
+
+Opd
+opd_buf(int buf, Dt dt, long ld)
+{
+	return (Opd){ .kind = OPD_BUF, .id = buf, .dt = dt, .ld = ld };
+}
+
+Opd
+opd_arena(int arena, size_t off, Dt dt, long ld)
+{
+	return (Opd){ .kind = OPD_ARENA, .id = arena, .off = off, .dt = dt, .ld = ld };
+}
+
+static Opd
+opd_input(int which)
+{
+	return (Opd){ .kind = OPD_INPUT, .id = which, .dt = I32 };
+}
+
+Opd
+opd_int(long i)
+{
+	return (Opd){ .kind = OPD_INT, .i = i };
+}
+
+Opd
+opd_float(double x)
+{
+	return (Opd){ .kind = OPD_FLOAT, .f = x };
+}
+
+int
+buffer_new(Plan *p, const char *name, int val, Dt dt, long rows, long width)
+{
+	Buffer *b = PUSH(p->mem, p->buf, p->nbuf, p->capbuf);
+
+	memset(b, 0, sizeof *b);
+	b->name = name ? name : "value";
+	b->val = val;
+	b->dt = dt;
+	b->rows = rows;
+	b->width = width;
+	b->nbytes = (size_t)rows * (size_t)width * (size_t)dt_size(dt);
+	b->first = -1;
+	return p->nbuf - 1;
+}
+
+/* the buffer of a stored value (made on first use) */
+Opd
+opd_val(Fuse *f, int v)
+{
+	Plan *p = f->p;
+	const Val *x = &f->g->v[v];
+	Opd o;
+
+	if (f->view[v]) {
+		o = opd_val(f, x->arg[0]);
+		o.off += (size_t)(x->attr[0] * dt_size(o.dt));
+		return o;
+	}
+	if (p->bufof[v] < 0)
+		p->bufof[v] = buffer_new(p, x->name, v, p->dt[v], p->T, x->width);
+	return opd_buf(p->bufof[v], p->dt[v], x->width);
+}
+
+static Opd
+opd_weight(Fuse *f, int v)
+{
+	const Param *w = &f->g->model->param[f->g->v[v].attr[0]];
+
+	if (w->woff >= 0)
+		return opd_arena(A_WEIGHTS, (size_t)w->woff, BF16, w->dim[1]);
+	return opd_arena(A_PARAMS, w->off, F32, w->dim[1]);
+}
+
+int
+contrib_param(const Graph *g, int v)
+{
+	int p, k;
+
+	for (p = 0; p < g->model->nparam; p++)
+		for (k = g->grad_first[p]; k >= 0; k = g->contrib[k].next)
+			if (g->contrib[k].val == v)
+				return p;
+	bug("fuse: value %d is no gradient", v);
+}
+
+static Opd
+opd_grad(const Graph *g, int param)
+{
+	const Param *w = &g->model->param[param];
+
+	return opd_arena(A_GRADS, w->off, F32, w->ndim > 1 ? w->dim[1] : w->dim[0]);
+}
+
+/* steps */
+
+Step *
+step_new(Plan *p, StepKind kind, const char *name, const char *site)
+{
+	Step *s = PUSH(p->mem, p->step, p->nstep, p->capstep);
+
+	memset(s, 0, sizeof *s);
+	s->kind = kind;
+	s->name = name;
+	s->site = site;
+	s->val = -1;
+	s->items = RowBlocks;
+	return s;
+}
+
+void
+push(Plan *p, Step *s, Opd o)
+{
+	*PUSH(p->mem, s->opd, s->nopd, s->capopd) = o;
+}
+
+const char *
+sub_name(const Model *m, int sub)
+{
+	return sub < 0 ? "embed" : sub >= m->S ? "out" : sub % 2 ? "mlp" : "attn";
+}
+
+const char *
+site_name(Plan *p, const Val *v, const char *what)
+{
+	const Model *m = p->model;
+	const char *dir = v->bwd ? "bwd" : "fwd";
+
+	if (v->sub < 0 || v->sub >= m->S)
+		return arena_printf(p->mem, "%s %s", what, dir);
+	return arena_printf(p->mem, "layers.%d.%s.%s %s", v->sub / 2,
+	                    sub_name(m, v->sub), what, dir);
+}
+
+static void
+gemm_step(Fuse *f, int v, const char *site, Opd a, bool ta, Opd b, bool tb, Opd c,
+          bool acc, long m, long n, long k)
+{
+	Plan *p = f->p;
+	Step *s = step_new(p, STEP_GEMM, "gemm", site);
+
+	push(p, s, a);
+	push(p, s, b);
+	push(p, s, c);
+	s->ta = ta;
+	s->tb = tb;
+	s->acc = acc;
+	s->m = m;
+	s->n = n;
+	s->k = k;
+	s->val = v;
+	s->sub = f->g->v[v].sub;
+	s->bwd = f->g->v[v].bwd;
+	s->flops = 2. * (double)m * (double)n * (double)k;
+	s->nbytes = (double)m * (double)k * dt_size(a.dt) +
+	            (double)n * (double)k * dt_size(b.dt) +
+	            (double)m * (double)n * dt_size(c.dt) * (acc ? 2 : 1);
+}
+
+static Step *
+template_step(Fuse *f, int v, const char *name, const char *site)
+{
+	Step *s = step_new(f->p, STEP_TEMPLATE, name, site);
+
+	s->val = v;
+	s->sub = f->g->v[v].sub;
+	s->bwd = f->g->v[v].bwd;
+	return s;
+}
+
+/* a parameter's place in its layer: attn.qkv */
+const char *
+short_name(const char *name)
+{
+	const char *dot = strrchr(name, '.');
+
+	return strncmp(name, "layers.", 7) == 0 && dot ? dot + 1 : name;
+}
+
+static void
+heavy_gemm(Fuse *f, int i)
+{
+	const Graph *g = f->g;
+	const Val *v = &g->v[i];
+	Plan *p = f->p;
+	long T = p->T, n = v->width, k = g->v[v->arg[0]].width;
+	const char *w, *site;
+	int param;
+
+	if (v->op == OP_GEMM_DW) {
+		param = contrib_param(g, i);
+		w = short_name(g->model->param[param].name);
+		site = site_name(p, v, arena_printf(p->mem, "%s dW", w));
+		n = g->v[v->arg[1]].width;
+		gemm_step(f, i, site, opd_val(f, v->arg[0]), true,
+		          opd_val(f, v->arg[1]), false, opd_grad(g, param), true,
+		          k, n, T);
+		return;
+	}
+	w = short_name(g->model->param[g->v[v->arg[1]].attr[0]].name);
+	site = site_name(p, v, v->op == OP_GEMM_DX ?
+	                 arena_printf(p->mem, "%s dx", w) : w);
+	gemm_step(f, i, site, opd_val(f, v->arg[0]), false,
+	          opd_weight(f, v->arg[1]), v->op != OP_GEMM_DX, opd_val(f, i),
+	          false, T, n, k);
+}
+
+static int
+hash_input(const Model *m, int rows)
+{
+	int j;
+
+	for (j = 0; j < m->spec->nsource; j++)
+		if (!m->spec->source[j].none && m->table[j] >= 0 &&
+		    m->spec->source[j].rows == rows)
+			return j;
+	bug("fuse: no bigram source has %d rows", rows);
+}
+
+static void
+heavy_gather(Fuse *f, int i)
+{
+	const Graph *g = f->g;
+	const Val *v = &g->v[i];
+	bool hash = v->attr[0] == IDX_HASH;
+	int src = hash ? hash_input(g->model, v->attr[1]) : 0, param;
+	Plan *p = f->p;
+	Step *s;
+	Opd o;
+
+	if (v->op == OP_GATHER) {
+		param = g->v[v->arg[0]].attr[0];
+		s = template_step(f, i, "gather",
+		                  site_name(p, v, g->model->param[param].name));
+		push(p, s, opd_val(f, i));
+		push(p, s, opd_arena(A_PARAMS, g->model->param[param].off, F32, v->width));
+		push(p, s, opd_input(hash ? INPUT_HASH + src : INPUT_TOKENS));
+		push(p, s, opd_int(p->T));
+		s->nbytes = (double)p->T * v->width * (4 + dt_size(p->dt[i]));
+		return;
+	}
+	param = contrib_param(g, i);
+	s = template_step(f, i, "scatter", site_name(p, v, g->model->param[param].name));
+	push(p, s, opd_grad(g, param));
+	push(p, s, opd_val(f, v->arg[0]));
+	o = opd_input(hash ? INPUT_HASH_ORDER + src : INPUT_ORDER);
+	push(p, s, o);
+	o.off = (size_t)p->T * 4;
+	push(p, s, o);
+	push(p, s, opd_int(v->attr[1]));
+	s->nbytes = (double)p->T * v->width * (8 + dt_size(p->dt[v->arg[0]]));
+}
+
+static int
+out_value(const Graph *g, int tuple, int which)
+{
+	int i;
+
+	for (i = tuple + 1; i < g->n; i++)
+		if (g->v[i].op == OP_OUT && g->v[i].arg[0] == tuple &&
+		    g->v[i].attr[0] == which)
+			return i;
+	return -1;
+}
+
+/* a result of a tuple: the buffer of its OUT value, or a spare one */
+static Opd
+opd_out(Fuse *f, int tuple, int which, const char *name, Dt dt, long width)
+{
+	int v = out_value(f->g, tuple, which);
+
+	if (v >= 0)
+		return opd_val(f, v);
+	return opd_buf(buffer_new(f->p, name, -1, dt, f->p->T, width), dt, width);
+}
+
+/* pairs of a query and a key it sees, per head, without documents */
+static double
+attn_pairs(const Model *m, long T, long window)
+{
+	double seq = (double)m->seq, w = window ? (double)window + 1 : seq;
+
+	if (seq > (double)T)
+		seq = (double)T;
+	if (w > seq)
+		w = seq;
+	return (double)T / seq * (w * (w + 1) / 2 + (seq - w) * w);
+}
+
+static void
+heavy_attn(Fuse *f, int i)
+{
+	const Graph *g = f->g;
+	const Model *m = g->model;
+	const Val *v = &g->v[i];
+	Plan *p = f->p;
+	Step *s = template_step(f, i, "attn_fwd", site_name(p, v, "core"));
+	int HD = m->H * m->D, j;
+	Opd o;
+
+	push(p, s, opd_out(f, i, 0, "o", f->gemm_in, HD));
+	push(p, s, opd_out(f, i, 1, "lse", F32, m->H));
+	for (j = 0; j < 3; j++) {
+		o = opd_val(f, v->arg[j]);
+		push(p, s, o);
+	}
+	for (j = 0; j < 3; j++)
+		push(p, s, opd_int(s->opd[2 + j].ld));
+	push(p, s, opd_input(INPUT_DOCSTART));
+	push(p, s, opd_int(v->attr[0]));
+	push(p, s, opd_float(v->num));
+	push(p, s, opd_int(m->seq));
+	push(p, s, opd_int(p->T));
+	s->items = p->T / m->seq * m->H * ((m->seq + 127) / 128);
+	s->flops = 4. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
+	s->nbytes = (double)p->T * (2. * HD + 2. * m->K * m->D) * dt_size(f->gemm_out);
+}
+
+static void
+heavy_attn_bwd(Fuse *f, int i)
+{
+	static const char *const names[] = { "dq", "dk", "dv" };
+	const Graph *g = f->g;
+	const Model *m = g->model;
+	const Val *v = &g->v[i];
+	Plan *p = f->p;
+	Step *s = template_step(f, i, "attn_bwd", site_name(p, v, "core"));
+	int j, HD = m->H * m->D;
+
+	for (j = 0; j < 3; j++)
+		push(p, s, opd_out(f, i, j, names[j], f->gemm_out,
+		                   g->v[v->arg[j]].width));
+	for (j = 0; j < 3; j++)
+		push(p, s, opd_int(s->opd[j].ld));
+	for (j = 0; j < 3; j++)
+		push(p, s, opd_val(f, v->arg[j]));
+	for (j = 0; j < 3; j++)
+		push(p, s, opd_int(s->opd[6 + j].ld));
+	push(p, s, opd_val(f, v->arg[3]));
+	push(p, s, opd_val(f, v->arg[5]));
+	push(p, s, opd_val(f, v->arg[4]));
+	push(p, s, opd_input(INPUT_DOCSTART));
+	push(p, s, opd_int(v->attr[0]));
+	push(p, s, opd_float(v->num));
+	push(p, s, opd_int(m->seq));
+	push(p, s, opd_int(p->T));
+	push(p, s, opd_buf(buffer_new(p, "attn_bwd workspace", -1, F32, p->T, HD), F32, HD));
+	push(p, s, opd_buf(buffer_new(p, "delta", -1, F32, p->T, m->H), F32, m->H));
+	s->items = p->T / m->seq * m->K;
+	s->flops = 10. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
+	s->nbytes = (double)p->T * (4. * HD + 4. * m->K * m->D) * dt_size(f->gemm_out);
+}
+
+static long
+head_chunk(const Model *m, long T)
+{
+	long n = m->spec->head_chunk;
+
+	if (!n) {               /* 16 MiB of fp32 logits, at least 256 rows */
+		n = (1L << 22) / m->Vp / 64 * 64;
+		if (n < 256)
+			n = 256;
+	}
+	return n < T ? n : T;
+}
+
+static Opd
+rows_from(Opd o, long row)
+{
+	o.off += (size_t)(row * o.ld * dt_size(o.dt));
+	return o;
+}
+
+static void
+heavy_head(Fuse *f, int i)
+{
+	const Graph *g = f->g;
+	const Model *m = g->model;
+	const Val *v = &g->v[i];
+	Plan *p = f->p;
+	bool train = g->mode == GRAPH_TRAIN;
+	long T = p->T, chunk = head_chunk(m, T), r, n;
+	int dw = train ? out_value(g, i, 2) : -1;
+	Opd y = opd_val(f, v->arg[0]), w = opd_weight(f, v->arg[1]), dx, dl, o;
+	Opd logits = opd_buf(buffer_new(p, "logits", -1, F32, chunk, m->Vp), F32, m->Vp);
+	Opd loss = opd_buf(buffer_new(p, "loss", -1, F32, T, 1), F32, 1);
+	Step *s;
+
+	dl = logits;
+	if (train) {
+		dx = opd_out(f, i, 1, "dy", f->gemm_out, m->C);
+		dl = opd_buf(buffer_new(p, "dlogits", -1, f->gemm_in, chunk, m->Vp),
+		             f->gemm_in, m->Vp);
+	}
+	for (r = 0; r < T; r += chunk) {
+		n = T - r < chunk ? T - r : chunk;
+		gemm_step(f, i, "head logits fwd", rows_from(y, r), false, w, true,
+		          logits, false, n, m->Vp, m->C);
+		s = template_step(f, i, "ce", "head loss fwd");
+		push(p, s, rows_from(loss, r));
+		push(p, s, dl);
+		push(p, s, logits);
+		o = opd_input(INPUT_TARGETS);
+		o.off = (size_t)r * 4;
+		push(p, s, o);
+		push(p, s, opd_arena(A_SCHED, 8, F32, 1));
+		push(p, s, opd_int(n));
+		push(p, s, opd_int(train));
+		s->nbytes = (double)n * m->Vp * (4. + train * dt_size(f->gemm_in));
+		if (!train)
+			continue;
+		gemm_step(f, i, "head dx bwd", dl, false, w, false, rows_from(dx, r),
+		          false, n, m->C, m->Vp);
+		if (dw >= 0)
+			gemm_step(f, i, "head dW bwd", dl, true, rows_from(y, r), false,
+			          opd_grad(g, contrib_param(g, dw)), true, m->Vp,
+			          m->C, n);
+	}
+	s = template_step(f, i, "loss_sum", "loss");
+	push(p, s, opd_arena(A_RESULT, 0, F64, 1));
+	push(p, s, loss);
+	push(p, s, opd_int(T));
+	s->items = 1;
+	s->nbytes = (double)T * 4;
+}
+
+static void
+heavy_logits(Fuse *f, int i)
+{
+	const Val *v = &f->g->v[i];
+	const Model *m = f->g->model;
+	Plan *p = f->p;
+	Step *s;
+
+	p->logits = opd_val(f, i);
+	gemm_step(f, i, "head logits fwd", opd_val(f, v->arg[0]), false,
+	          opd_weight(f, v->arg[1]), true, p->logits, false, p->T, m->Vp, m->C);
+	s = template_step(f, i, "softcap", "head softcap fwd");
+	push(p, s, p->logits);
+	push(p, s, opd_int(p->T));
+	s->nbytes = (double)p->T * m->Vp * 8;
+}
+
+void
+heavy_step(Fuse *f, int i)
+{
+	switch ((int)f->g->v[i].op) {
+	case OP_GATHER:
+	case OP_SCATTER:
+		heavy_gather(f, i);
+		break;
+	case OP_GEMM:
+	case OP_GEMM_DX:
+	case OP_GEMM_DW:
+		heavy_gemm(f, i);
+		break;
+	case OP_ATTN:
+		heavy_attn(f, i);
+		break;
+	case OP_ATTN_BWD:
+		heavy_attn_bwd(f, i);
+		break;
+	case OP_HEAD:
+		heavy_head(f, i);
+		break;
+	case OP_LOGITS:
+		heavy_logits(f, i);
+		break;
+	}
+}

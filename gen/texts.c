@@ -1,0 +1,337 @@
+/* Every text of a bundle: row kernels, templates with their holes filled, names.
+ *
+ * One text serves every launch that needs the same one: kernels are named for
+ * what they compute, equal bodies share a file, and where two different bodies
+ * would have one name, the later ones add the layer where they first occur. */
+#include "kern.h"
+#include "templates.h"
+
+#include <string.h>
+
+/* templates */
+
+static const char *
+template_text(const char *name)
+{
+	int i;
+
+	for (i = 0; i < ntemplates; i++)
+		if (strcmp(templates[i].name, name) == 0)
+			return templates[i].text;
+	bug("emit: there is no template %s", name);
+}
+
+typedef struct { const char *hole, *value; } Hole;
+
+/* fill @HOLE@s; KERNEL stays for the name */
+static void
+fill(const char *tmpl, const char *text, const Hole *h, int n, Buf *b)
+{
+	const char *p, *q;
+	bool used[16] = { false };
+	int i;
+
+	for (p = text; (q = strchr(p, '@')); p = strchr(q + 1, '@') + 1) {
+		buf_write(b, p, (size_t)(q - p));
+		if (strncmp(q, "@KERNEL@", 8) == 0) {
+			buf_puts(b, "@KERNEL@");
+			continue;
+		}
+		for (i = 0; i < n; i++)
+			if (strncmp(q + 1, h[i].hole, strlen(h[i].hole)) == 0 &&
+			    q[1 + strlen(h[i].hole)] == '@')
+				break;
+		if (i == n)
+			bug("emit: template %s: unknown hole at: %.20s", tmpl, q);
+		used[i] = true;
+		buf_puts(b, h[i].value);
+	}
+	buf_puts(b, p);
+	for (i = 0; i < n; i++)
+		if (!used[i])
+			bug("emit: template %s: hole %s is not there", tmpl, h[i].hole);
+}
+
+typedef struct { Arena *a; const Model *m; Hole h[16]; int n; Buf name; } Fill;
+
+static void
+hole_int(Fill *f, const char *hole, int x)
+{
+	f->h[f->n++] = (Hole){ hole, arena_printf(f->a, "%d", x) };
+	buf_printf(&f->name, "_%s%d", hole, x);
+}
+
+static void
+hole_dt(Fill *f, const char *hole, Dt dt)
+{
+	f->h[f->n++] = (Hole){ hole, dt_name(dt) };
+	buf_printf(&f->name, "_%s", dt_name(dt));
+}
+
+static void
+hole_float(Fill *f, const char *hole, double x)
+{
+	Buf b = {0};
+
+	float_text(&b, x);
+	f->h[f->n++] = (Hole){ hole, arena_strdup(f->a, b.s) };
+	buf_free(&b);
+}
+
+static void
+hole_softcap(Fill *f)
+{
+	const Spec *s = f->m->spec;
+	bool on = s->softcap != CAP_NONE, sig = s->softcap == CAP_SIGMOID;
+
+	f->h[f->n++] = (Hole){ "CAP", !on ? "0" : sig ? "2" : "1" };
+	buf_puts(&f->name, !on ? "" : sig ? "_sigmoid" : "_tanh");
+	hole_float(f, "CAPV", on ? s->cap : 1);
+	hole_float(f, "SHIFT", sig ? s->cap_shift : 0);
+	hole_float(f, "TEMP", sig ? s->cap_temperature : 1);
+}
+
+static void
+template_holes(Fill *f, const Step *s)
+{
+	const Model *m = f->m;
+	const char *t = s->name;
+
+	if (strcmp(t, "gather") == 0) {
+		hole_int(f, "C", (int)s->opd[0].ld);
+		hole_dt(f, "DT", s->opd[0].dt);
+	} else if (strcmp(t, "scatter") == 0) {
+		hole_int(f, "C", (int)s->opd[1].ld);
+		hole_dt(f, "DT", s->opd[1].dt);
+	} else if (strcmp(t, "attn_fwd") == 0 || strcmp(t, "attn_bwd") == 0) {
+		bool bwd = t[5] == 'b';
+
+		hole_int(f, "H", m->H);
+		hole_int(f, "K", m->K);
+		hole_int(f, "D", m->D);
+		hole_dt(f, "DTQ", s->opd[bwd ? 6 : 2].dt);
+		hole_dt(f, "DTO", s->opd[bwd ? 12 : 0].dt);
+		if (bwd)
+			hole_dt(f, "DTG", s->opd[0].dt);
+	} else if (strcmp(t, "ce") == 0) {
+		hole_int(f, "V", m->V);
+		hole_int(f, "VP", m->Vp);
+		hole_dt(f, "DTG", s->opd[1].dt);
+		hole_softcap(f);
+	} else if (strcmp(t, "softcap") == 0) {
+		hole_int(f, "VP", m->Vp);
+		hole_softcap(f);
+	} else if (strcmp(t, "adamw") == 0) {
+		f->h[f->n++] = (Hole){ "WEIGHTS", s->acc ? "1" : "0" };
+		buf_puts(&f->name, s->acc ? "_bf16" : "");
+	}
+}
+
+/* texts */
+
+static int
+text_new(Bundle *b, const char *base, const char *body, const char *site, int sub)
+{
+	Text *t;
+	int i;
+
+	for (i = 0; i < b->ntext; i++)
+		if (strcmp(b->text[i].body, body) == 0 &&
+		    strcmp(b->text[i].base, base) == 0)
+			break;
+	if (i == b->ntext) {
+		t = PUSH(b->mem, b->text, b->ntext, b->captext);
+		memset(t, 0, sizeof *t);
+		t->base = arena_strdup(b->mem, base);
+		t->body = arena_strdup(b->mem, body);
+		t->firstsub = sub;
+	}
+	t = &b->text[i];
+	*PUSH(b->mem, t->site, t->nsite, t->capsite) = site;
+	return i;
+}
+
+static void
+step_text(Bundle *b, const Plan *p, Step *s)
+{
+	Fill f = { .a = b->mem, .m = b->model };
+	const Model *m = b->model;
+	Buf body = {0};
+	Arena *a;
+
+	switch (s->kind) {
+	case STEP_GEMM:
+		return;
+	case STEP_ROW:
+		a = arena_new("kern");
+		{
+			Kern *k = lower(a, p, s, TO_CPU);
+
+			kern_verify(k);
+			emit_kern(k, &body);
+		}
+		arena_free(a);
+		buf_printf(&f.name, "%s__n%d_C%d_%s", s->name, m->n, m->C,
+		           m->spec->storage == F_BF16 ? "bf16" : "f32");
+		break;
+	case STEP_TEMPLATE:
+		buf_puts(&f.name, s->name);
+		buf_puts(&f.name, "_");
+		template_holes(&f, s);
+		if (!f.n)
+			f.name.s[--f.name.len] = 0;
+		fill(s->name, template_text(s->name), f.h, f.n, &body);
+		break;
+	case STEP_TAIL:
+		emit_tail(p, s, &body);
+		buf_printf(&f.name, "coef_grads__n%d", m->n);
+		break;
+	}
+	s->text = text_new(b, f.name.s, body.s, s->site, s->sub);
+	buf_free(&body);
+	buf_free(&f.name);
+}
+
+/* equal base names with different bodies: the later ones say where they are */
+static void
+name_texts(Bundle *b)
+{
+	Text *t;
+	const char *dims;
+	int i, j, layer;
+
+	for (i = 0; i < b->ntext; i++) {
+		t = &b->text[i];
+		t->name = t->base;
+		for (j = 0; j < i; j++)
+			if (strcmp(b->text[j].base, t->base) == 0)
+				break;
+		if (j == i)
+			continue;
+		dims = strstr(t->base, "__");
+		layer = t->firstsub / 2;
+		for (;; layer++) {
+			t->name = arena_printf(b->mem, "%.*s_at%d%s",
+			        dims ? (int)(dims - t->base) : (int)strlen(t->base),
+			        t->base, layer, dims ? dims : "");
+			for (j = 0; j < i; j++)
+				if (strcmp(b->text[j].name, t->name) == 0)
+					break;
+			if (j == i)
+				break;
+		}
+	}
+}
+
+/* the helpers of prelude.c that a text uses */
+static void
+prelude_text(const char *body, Buf *b)
+{
+	static const struct { const char *name, *needs; } helper[] = {
+		{ "hc_expf", "hc_expf(hc_tanhf(hc_sigmoidf(" },
+		{ "hc_tanhf", "hc_tanhf(" },
+		{ "hc_sigmoidf", "hc_sigmoidf(" },
+	};
+	const char *pre = template_text("prelude"), *p, *q, *end;
+	size_t i;
+	char key[64];
+
+	/* types and rounding come first, up to the blank line behind ST_bf16 */
+	end = strstr(pre, "#define ST_bf16");
+	end = end ? strstr(end, "\n\n") : NULL;
+	p = strstr(pre, "typedef union { void *p");
+	if (!end || !p)
+		bug("emit: prelude.c has no storage types");
+	buf_puts(b, "// from templates/cpu/prelude.c\n");
+	buf_write(b, p, (size_t)(end + 1 - p));
+	buf_puts(b, "#define RELU(x) ((x) > 0.f ? (x) : 0.f)\n"
+	         "#define STEP(x) ((x) > 0.f ? 1.f : 0.f)\n");
+	for (i = 0; i < sizeof helper / sizeof *helper; i++) {
+		bool used = false;
+
+		for (q = helper[i].needs; *q; q = strchr(q, '(') + 1) {
+			snprintf(key, sizeof key, "%.*s", (int)(strchr(q, '(') + 1 - q), q);
+			used |= strstr(body, key) != NULL;
+		}
+		if (!used)
+			continue;
+		snprintf(key, sizeof key, "HC float %s(", helper[i].name);
+		p = strstr(pre, key);
+		q = p ? strstr(p, "\n}\n") : NULL;
+		if (!q)
+			bug("emit: prelude.c has no %s", helper[i].name);
+		buf_puts(b, "\n");
+		buf_write(b, p, (size_t)(q + 3 - p));
+	}
+	buf_puts(b, "// end\n\n");
+}
+
+static void
+sites_text(const Text *t, Buf *b)
+{
+	int i, j, shown = 0;
+
+	for (i = 0; i < t->nsite; i++) {
+		for (j = 0; j < i; j++)
+			if (strcmp(t->site[j], t->site[i]) == 0)
+				break;
+		if (j < i)
+			continue;
+		if (shown++ == 24) {
+			buf_puts(b, "//           …\n");
+			return;
+		}
+		buf_printf(b, "// %-9s %s\n", shown > 1 ? "" : "sites", t->site[i]);
+	}
+}
+
+static void
+file_text(Bundle *b, Text *t, bool row)
+{
+	const char *p, *q;
+	Buf f = {0};
+
+	buf_printf(&f, "// %s\n// emitted by hcgen, format 1\n", t->name);
+	sites_text(t, &f);
+	if (row) {
+		q = strstr(t->body, "\n\n");
+		buf_write(&f, t->body, (size_t)(q + 2 - t->body));
+		prelude_text(t->body, &f);
+		p = q + 2;
+	} else {
+		buf_puts(&f, "\n// from templates/cpu/prelude.c\n");
+		buf_puts(&f, template_text("prelude"));
+		buf_puts(&f, "// end\n\n");
+		p = t->body;
+	}
+	for (; (q = strstr(p, "@KERNEL@")); p = q + 8) {
+		buf_write(&f, p, (size_t)(q - p));
+		buf_puts(&f, t->name);
+	}
+	buf_puts(&f, p);
+	t->file = arena_strdup(b->mem, f.s);
+	buf_free(&f);
+}
+
+void
+emit_texts(Bundle *b)
+{
+	bool *row;
+	Plan *p;
+	int i, j;
+
+	for (i = 0; i < NPlans; i++) {
+		p = b->plan[i];
+		for (j = 0; j < p->nstep; j++)
+			step_text(b, p, &p->step[j]);
+	}
+	row = NEWN(b->mem, bool, b->ntext);
+	for (i = 0; i < NPlans; i++)
+		for (j = 0; j < b->plan[i]->nstep; j++)
+			if (b->plan[i]->step[j].kind == STEP_ROW ||
+			    b->plan[i]->step[j].kind == STEP_TAIL)
+				row[b->plan[i]->step[j].text] = true;
+	name_texts(b);
+	for (i = 0; i < b->ntext; i++)
+		file_text(b, &b->text[i], row[i]);
+}

@@ -258,6 +258,7 @@ row_step(Fuse *f, RowKernel *k)
 	const Val *v;
 	int i;
 
+	k->step = p->nstep - 1;
 	s->row = k;
 	name_kernel(f, s, k);
 	for (i = 0; i < k->nin; i++) {
@@ -274,15 +275,32 @@ row_step(Fuse *f, RowKernel *k)
 	s->nbytes += 4. * RowBlocks * k->nsum;
 }
 
-/* Sums over rows that are vectors: partials, and the step that adds them. */
+/* the step that adds the partials of a vector sum to one gradient */
+static void
+finish_step(Fuse *f, int v, int buf, int param, int row)
+{
+	Plan *p = f->p;
+	const Val *x = &f->g->v[v];
+	const Param *w = &f->g->model->param[param];
+	Step *s = step_new(p, STEP_TEMPLATE, "finish", site_name(p, x, short_name(w->name)));
+
+	s->sub = x->sub;
+	s->bwd = true;
+	push(p, s, opd_arena(A_GRADS, w->off + (size_t)(row * x->width * 4), F32, x->width));
+	push(p, s, opd_buf(buf, F32, x->width));
+	push(p, s, opd_int(x->width));
+	s->nbytes = (double)p->buf[buf].nbytes + 8. * x->width;
+}
+
+/* Sums over rows that are vectors: their partials, and for every gradient that
+ * such a sum is (equal ones were merged) the step that adds them. */
 static void
 vector_sums(Fuse *f, const RowKernel *k)
 {
 	Plan *p = f->p;
 	const Graph *g = f->g;
 	const Val *v;
-	Step *s;
-	int i, r, param, b, idx = 0, c;
+	int i, r, param, b, c;
 
 	for (i = 0; i < k->nroot; i++) {
 		r = k->root[i];
@@ -291,20 +309,11 @@ vector_sums(Fuse *f, const RowKernel *k)
 			continue;
 		b = p->bufof[r] = buffer_new(p, v->name ? v->name : "partials", r, F32,
 		                             RowBlocks, v->width);
-		p->step[p->nstep - 1].nbytes += (double)p->buf[b].nbytes;
-		param = contrib_param(g, r);
-		for (c = g->grad_first[param]; c >= 0; c = g->contrib[c].next)
-			if (g->contrib[c].val == r)
-				idx = g->contrib[c].idx;
-		s = step_new(p, STEP_TEMPLATE, "finish",
-		             site_name(p, v, short_name(g->model->param[param].name)));
-		s->sub = v->sub;
-		s->bwd = true;
-		push(p, s, opd_arena(A_GRADS, g->model->param[param].off +
-		     (size_t)(idx * v->width * 4), F32, v->width));
-		push(p, s, opd_buf(b, F32, v->width));
-		push(p, s, opd_int(v->width));
-		s->nbytes = (double)p->buf[b].nbytes + 8. * v->width;
+		f->p->step[k->step].nbytes += (double)p->buf[b].nbytes;
+		for (param = 0; param < g->model->nparam; param++)
+			for (c = g->grad_first[param]; c >= 0; c = g->contrib[c].next)
+				if (g->contrib[c].val == r)
+					finish_step(f, r, b, param, g->contrib[c].idx);
 	}
 }
 

@@ -135,6 +135,7 @@ back_heavy(Back *b, int i, int d)
 	case OP_GATHER:
 		t = heavy(g, OP_SCATTER, K_MAT, v.width, as_kind(g, d, K_VEC, v.width), -1);
 		memcpy(g->v[t].attr, v.attr, sizeof v.attr);
+		g->v[t].attr[2] = g->v[x].attr[0];
 		grad_contrib(g, g->v[x].attr[0], -1, t);
 		break;
 	case OP_GEMM:
@@ -144,6 +145,7 @@ back_heavy(Back *b, int i, int d)
 			give(b, x, t);
 		}
 		t = heavy(g, OP_GEMM_DW, K_MAT, v.width, d, x);
+		g->v[t].attr[0] = g->v[y].attr[0];
 		grad_contrib(g, g->v[y].attr[0], -1, t);
 		break;
 	case OP_HEAD:

@@ -113,7 +113,9 @@ typedef struct {
 	/* COEF: param, index  PVEC: param, row  MAT: param  TABLE: 0 cos 1 sin
 	 * DOT, SUMC: groups  SLICE, PAD: lo  ROTATE: head size, R, adjacent, sign
 	 * SHIFT, UNSHIFT: k, edge, within documents  OUT: which
-	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows */
+	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows
+	 * SCATTER, GEMM_DW: also the parameter, so that equal gradients of two
+	 * parameters stay two values */
 	int attr[4];
 	double num;             /* NUM: value  ATTN: scale */
 	const char *name;       /* for readers: lane0, n, h, dlane0 */
@@ -231,7 +233,7 @@ typedef struct {
 
 /* a row kernel: what it computes, before any mapping to threads */
 typedef struct {
-	int level;
+	int level, step;
 	int nroot, caproot, *root;      /* values it stores or sums over rows */
 	int nin, capin, *in;            /* stored values it reads */
 	int nsum, sum0;                 /* its scalar sums are partials sum0 … */

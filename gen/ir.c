@@ -393,9 +393,11 @@ sumr(Graph *g, int x)
 	if (g->folding) {
 		if (is_num(g, x, 0))
 			return x;
-		if (v->op == OP_NEG)
+		/* a sum that is a vector stays as it is: its partials go
+		 * straight into the gradient */
+		if (v->op == OP_NEG && v->kind == K_ROWVAL)
 			return neg(g, sumr(g, v->arg[0]));
-		for (i = 0; v->op == OP_MUL && i < 2; i++)
+		for (i = 0; v->op == OP_MUL && v->kind == K_ROWVAL && i < 2; i++)
 			if (g->v[v->arg[i]].kind <= K_SCALAR)
 				return mul(g, v->arg[i], sumr(g, v->arg[1 - i]));
 	}

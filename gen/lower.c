@@ -300,19 +300,27 @@ name_values(Lower *l)
 }
 
 static void
+read_scalars_of(Lower *l, int v)
+{
+	const Val *x = &l->g->v[v];
+	int j, a;
+
+	for (j = 0; j < op_info[x->op].arity; j++) {
+		a = x->arg[j];
+		if (l->g->v[a].kind == K_SCALAR)
+			scalar_named(l, a);
+		else if (l->g->v[a].kind == K_PVEC)
+			read_scalars_of(l, a);
+	}
+}
+
+static void
 read_scalars(Lower *l)
 {
-	const Val *x;
-	int i, j, v;
+	int i;
 
-	for (i = 0; i < l->nnode; i++) {
-		x = &l->g->v[l->node[i]];
-		for (j = 0; j < op_info[x->op].arity; j++) {
-			v = x->arg[j];
-			if (l->g->v[v].kind == K_SCALAR)
-				scalar_named(l, v);
-		}
-	}
+	for (i = 0; i < l->nnode; i++)
+		read_scalars_of(l, l->node[i]);
 }
 
 static void

@@ -198,7 +198,7 @@ heavy_gemm(Fuse *f, int i)
 	int param;
 
 	if (v->op == OP_GEMM_DW) {
-		param = contrib_param(g, i);
+		param = v->attr[0];
 		w = short_name(g->model->param[param].name);
 		site = site_name(p, v, arena_printf(p->mem, "%s dW", w));
 		n = g->v[v->arg[1]].width;
@@ -249,7 +249,7 @@ heavy_gather(Fuse *f, int i)
 		s->nbytes = (double)p->T * v->width * (4 + dt_size(p->dt[i]));
 		return;
 	}
-	param = contrib_param(g, i);
+	param = v->attr[2];
 	s = template_step(f, i, "scatter", site_name(p, v, g->model->param[param].name));
 	push(p, s, opd_grad(g, param));
 	push(p, s, opd_val(f, v->arg[0]));

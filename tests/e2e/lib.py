@@ -46,7 +46,7 @@ def main():
             except Exception as e:
                 failed += 1
                 where = traceback.extract_tb(e.__traceback__)
-                at = [x.lineno for x in where if x.filename == sys.argv[0]]
+                at = [x.lineno for x in where if os.path.basename(x.filename) != "lib.py"]
                 print(f"FAIL {name} line {at}: {type(e).__name__}: {e}", flush=True)
     sys.exit(failed > 0)
 
@@ -185,6 +185,6 @@ def train(out, *words, spec=SMALL, **how):
 def initial(path, *words, spec=SMALL):
     """Initial parameters of a spec, into a file."""
     out = pathlib.Path(str(path) + ".out")
-    train(out, *words, *sets(train__steps=0), spec=spec)
+    train(out, *words, *sets(train__steps=0, train__warmup=0), spec=spec)
     os.rename(out / "run/final.safetensors", path)
     return path

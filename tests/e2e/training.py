@@ -64,7 +64,7 @@ def starts_from_given_parameters(tmp):
     initial(tmp / "initial", *d)
     train(tmp / "b", *d, *sets(train__steps=60), "--params", tmp / "initial")
     same(tmp / "a", tmp / "b")
-    train(tmp / "c", *d, *sets(train__steps=1), "--params", tmp / "a/run/final.safetensors")
+    train(tmp / "c", *d, *sets(train__steps=1, train__warmup=0), "--params", tmp / "a/run/final.safetensors")
     first, last = losses(tmp / "a")[0], losses(tmp / "a")[-1]
     expect(losses(tmp / "c")[0] < last + 0.5 < first - 1, first, last, losses(tmp / "c")[0])
 
@@ -72,7 +72,7 @@ def starts_from_given_parameters(tmp):
 @case
 def loss_of_the_first_step_is_that_of_verify(tmp):
     d = make_data(tmp)
-    train(tmp / "a", *d, *sets(train__steps=1))
+    train(tmp / "a", *d, *sets(train__steps=1, train__warmup=1))
     initial(tmp / "p", *d)
     r = hcgen("verify", SMALL, "--params", tmp / "p", "--tokens", tmp / "data/train.bin")
     loss = float(r.out.split()[1])
@@ -112,7 +112,7 @@ def initial_parameters_every_form(tmp):
 
 @case
 def steps_0_needs_no_data(tmp):
-    train(tmp / "a", *sets(train__steps=0, data__train="[nowhere.bin]"))
+    train(tmp / "a", *sets(train__steps=0, train__warmup=0, data__train="[nowhere.bin]"))
     expect([*metrics(tmp / "a")[-1]][0] == "done", metrics(tmp / "a"))
 
 

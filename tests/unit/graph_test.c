@@ -154,7 +154,8 @@ hand_finish(Hand *h, int r)
 	if (g->v[r].kind == K_VEC && g->v[r].width > HandC)
 		r = add(g, slice(g, r, 0, HandC),
 		        mul(g, num(g, 0.7), slice(g, r, g->v[r].width - HandC, HandC)));
-	y = add(g, h->e, mul(g, r, lane_row(h, 3)));
+	y = add(g, h->e, mul(g, r, add(g, rows_of(h, "hc.sources.c.table", 72),
+	                           lane_row(h, 3))));
 	g->loss = out(g, heavy(g, OP_HEAD, K_TUPLE, h->m->Vp, y, mat(g, h->m->head)), 0);
 	g->nfwd = g->n;
 	graph_verify(g);
@@ -248,9 +249,9 @@ formula(Op op, double x, double y)
 	case OP_RSQRT:
 		return pow(x, -0.5);
 	case OP_EXP:
-		return cosh(x) + sinh(x);
+		return x < 0 ? 1 / (cosh(x) - sinh(x)) : cosh(x) + sinh(x);
 	case OP_TANH:
-		return (exp(2 * x) - 1) / (exp(2 * x) + 1);
+		return sinh(x) / cosh(x);
 	case OP_SIGMOID:
 		return 0.5 * (1 + tanh(0.5 * x));
 	case OP_RELU:
@@ -296,6 +297,9 @@ shape_agrees(const Graph *g, int r, int ka, int kb, char err[200])
 	bool varies = k == 5 && o >= 2 && o < 5;
 	Kind want = varies ? K_VEC : kind[k];
 
+	/* a parameter times a scalar may be seen as either */
+	if (k == 5 && o == 1 && g->v[r].kind == K_VEC)
+		want = K_VEC;
 	if (g->v[r].kind == want && g->v[r].width == width[k])
 		return true;
 	snprintf(err, 200, "kind %d width %d, expected %d and %d", g->v[r].kind,
@@ -406,12 +410,401 @@ corners(void)
 	check_case("derivative of step, by definition", corner, &p);
 }
 
+/* reductions and index ops against plain loops */
+
+typedef struct { Hand h; Interp *I; const double *x, *y, *z; } Run;
+
+/* runs the graph so far, all values kept */
+static Run
+run(Hand *h)
+{
+	Run r = { .h = *h };
+
+	r.h.g->nfwd = r.h.g->n;
+	graph_verify(r.h.g);
+	r.I = interp_graph(r.h.g, &r.h.in, NULL);
+	r.x = r.I->x[h->x];
+	r.y = r.I->x[h->y];
+	r.z = r.I->x[h->z];
+	return r;
+}
+
+static bool
+near(double got, double want, const char *what, char err[200])
+{
+	if (fabs(got - want) <= 1e-12 * fmax(1, fabs(want)))
+		return true;
+	snprintf(err, 200, "%s: %.15g, expected %.15g", what, got, want);
+	return false;
+}
+
+/* dot and sumc in `groups`; b: vec y, or parameter row */
+static bool
+one_dot(void *arg, char err[200])
+{
+	const int *p = arg;     /* groups, left is a parameter, right is one, sumc */
+	Hand h = hand_new();
+	int a = p[1] ? lane_row(&h, 0) : h.x, b = p[2] ? lane_row(&h, 1) : h.y, r, t, c;
+	double s[HandC];
+	bool ok = true;
+	Run u;
+
+	r = p[3] ? sumc(h.g, a, p[0]) : dot(h.g, a, b, p[0]);
+	u = run(&h);
+	ok = h.g->v[r].kind == K_ROWVAL && h.g->v[r].width == p[0];
+	for (t = 0; ok && t < HandT; t++) {
+		memset(s, 0, sizeof s);
+		for (c = 0; c < HandC; c++)
+			s[c / (HandC / p[0])] += seen(&h, u.I, a, t, c, HandC) *
+			        (p[3] ? 1 : seen(&h, u.I, b, t, c, HandC));
+		for (c = 0; c < p[0]; c++)
+			ok &= near(u.I->x[r][t * p[0] + c], s[c], "group sum", err);
+	}
+	hand_finish(&h, r);
+	return ok && hand_agrees(&h, err);
+}
+
+static void
+dots(void)
+{
+	static const int groups[] = { 1, 2, 3, 8, 24 };
+	char name[80];
+	int i, k, p[4];
+
+	for (i = 0; i < 5; i++)
+		for (k = 0; k < 5; k++) {
+			p[0] = groups[i];
+			p[1] = k & 1;
+			p[2] = k >> 1 & 1;
+			p[3] = k == 4;
+			snprintf(name, sizeof name, "%s of %s%s in %d groups", k == 4 ? "sumc" : "dot",
+			         p[1] ? "pvec" : "vec", k == 4 ? "" : p[2] ? " and pvec" : " and vec",
+			         p[0]);
+			check_case(name, one_dot, p);
+		}
+}
+
+/* a sum of values that were broadcast: every one of their copies counts */
+static bool
+one_broadcast_sum(void *arg, char err[200])
+{
+	int kind = *(int *)arg % 10, how = *(int *)arg / 10, r, v;
+	Hand h = hand_new();
+
+	v = operand(&h, kind, 1);
+	if (how == 2)
+		r = sumg(h.g, add(h.g, v, operand(&h, 3, 0)));
+	else
+		r = sumc(h.g, add(h.g, v, h.x), how ? 3 : 1);
+	hand_finish(&h, r);
+	return hand_agrees(&h, err);
+}
+
+static void
+broadcast_sums(void)
+{
+	static const char *const how[] = { "sumc", "sumc in groups", "sumg" };
+	char name[80];
+	int i, k, p;
+
+	for (i = 0; i < 3; i++)
+		for (k = 1; k < (i == 2 ? 4 : NKinds); k++) {
+			p = 10 * i + k;
+			snprintf(name, sizeof name, "%s of something plus a %s", how[i], kind_name[k]);
+			check_case(name, one_broadcast_sum, &p);
+		}
+}
+
+static bool
+sum_groups(void *arg, char err[200])
+{
+	Hand h = hand_new();
+	int a = operand(&h, 3, 0), r = sumg(h.g, a), t;
+	Run u = run(&h);
+	const double *x = u.I->x[a];
+	bool ok = h.g->v[r].kind == K_ROWVAL && h.g->v[r].width == 1;
+
+	(void)arg;
+	for (t = 0; t < HandT; t++)
+		ok &= near(u.I->x[r][t], x[3 * t] + x[3 * t + 1] + x[3 * t + 2], "sum", err);
+	hand_finish(&h, mul(h.g, r, r));
+	return ok && hand_agrees(&h, err);
+}
+
+/* sums over rows appear in gradients alone */
+static bool
+sum_rows(void *arg, char err[200])
+{
+	Hand h = hand_new();
+	int a = operand(&h, 2, 0), r = sumr(h.g, a), v = sumr(h.g, h.x), t, c;
+	Run u = run(&h);
+	double s = 0, sv[HandC] = {0};
+	bool ok = h.g->v[r].kind == K_SCALAR && h.g->v[v].kind == K_PVEC;
+
+	(void)arg;
+	for (t = 0; t < HandT; t++) {
+		s += u.I->x[a][t];
+		for (c = 0; c < HandC; c++)
+			sv[c] += u.x[t * HandC + c];
+	}
+	ok &= near(u.I->x[r][0], s, "sum of a rowval", err);
+	for (c = 0; c < HandC; c++)
+		ok &= near(u.I->x[v][c], sv[c], "sum of a vec", err);
+	return ok;
+}
+
+/* bcast of every kind to vec, and of rowval to rowval[3] */
+static bool
+one_bcast(void *arg, char err[200])
+{
+	int kind = *(int *)arg, groups = kind > 5 ? 3 : 0, a, r, t, c, W;
+	Hand h = hand_new();
+	bool ok;
+	Run u;
+
+	a = operand(&h, groups ? 2 : kind, 0);
+	W = groups ? groups : HandC;
+	r = bcast(h.g, a, groups ? K_ROWVAL : K_VEC, W);
+	u = run(&h);
+	ok = h.g->v[r].kind == (groups ? K_ROWVAL : K_VEC) && h.g->v[r].width == W;
+	for (t = 0; t < HandT; t++)
+		for (c = 0; c < W; c++)
+			ok &= near(u.I->x[r][t * W + c], seen(&h, u.I, a, t, c, W), "copy", err);
+	hand_finish(&h, mul(h.g, r, r));
+	return ok && hand_agrees(&h, err);
+}
+
+/* <A x, y> = <x, B y> to 1e-12 of |A x| |y| */
+static bool
+adjoint(const Run *u, int Ax, int x, int y, int By, char err[200])
+{
+	const Val *v = u->h.g->v;
+	double l = 0, r = 0;
+	long j;
+
+	for (j = 0; j < HandT * (long)v[Ax].width; j++)
+		l += u->I->x[Ax][j] * u->I->x[y][j];
+	for (j = 0; j < HandT * (long)v[x].width; j++)
+		r += u->I->x[x][j] * u->I->x[By][j];
+	if (fabs(l - r) <= 1e-12 * norm2(u->I->x[Ax], HandT * (long)v[Ax].width) *
+	    norm2(u->I->x[y], HandT * (long)v[y].width) && l != 0)
+		return true;
+	snprintf(err, 200, "<Ax, y> is %.15g, <x, By> is %.15g", l, r);
+	return false;
+}
+
+static bool
+one_slice(void *arg, char err[200])
+{
+	const int *p = arg;     /* lo, width */
+	Hand h = hand_new();
+	int r = slice(h.g, h.x, p[0], p[1]), q, s, t, c;
+	bool ok = true;
+	Run u;
+
+	q = slice(h.g, h.y, (HandC - p[1]) / 2, p[1]);
+	s = pad(h.g, q, p[0], HandC);
+	u = run(&h);
+	for (t = 0; t < HandT; t++)
+		for (c = 0; c < HandC; c++) {
+			bool in = c >= p[0] && c < p[0] + p[1];
+
+			if (c < p[1])
+				ok &= near(u.I->x[r][t * p[1] + c], u.x[t * HandC + c + p[0]],
+				           "slice", err);
+			ok &= near(u.I->x[s][t * HandC + c], in ? u.y[t * HandC + c - p[0] +
+			           (HandC - p[1]) / 2] : 0, "pad", err);
+		}
+	ok = ok && adjoint(&u, r, h.x, q, s, err);
+	/* both in one gradient, not linear in either */
+	r = pad(h.g, mul(h.g, r, r), HandC - p[1], HandC);
+	hand_finish(&h, add(h.g, r, mul(h.g, s, h.z)));
+	return ok && hand_agrees(&h, err);
+}
+
+static void
+slices(void)
+{
+	static int p[][2] = { { 0, 24 }, { 0, 1 }, { 23, 1 }, { 3, 7 }, { 8, 16 }, { 0, 13 } };
+	char name[80];
+	size_t i;
+
+	for (i = 0; i < sizeof p / sizeof *p; i++) {
+		snprintf(name, sizeof name, "slice and pad of %d channels at %d", p[i][1], p[i][0]);
+		check_case(name, one_slice, p[i]);
+	}
+}
+
+/* channel c of a head of D, turned by sign * theta: docs/spec.md, rotary */
+static double
+turned(const double *x, int c, int R, bool adjacent, double pos, int sign)
+{
+	int j = adjacent ? c / 2 : c % (R / 2), a, b;
+	double theta, cs, sn;
+
+	if (c >= R)
+		return x[c];
+	theta = pos * pow(50, -2. * j / R);
+	cs = (float)cos(theta);
+	sn = sign * (double)(float)sin(theta);
+	a = adjacent ? 2 * j : j;
+	b = adjacent ? 2 * j + 1 : j + R / 2;
+	return c == a ? cs * x[a] + sn * x[b] : cs * x[b] - sn * x[a];
+}
+
+static bool
+one_rotation(void *arg, char err[200])
+{
+	const int *p = arg;     /* D, R, adjacent, sign */
+	Hand h = hand_new();
+	int cs = table(h.g, 0, p[1] / 2), sn = table(h.g, 1, p[1] / 2), r, b, t, c;
+	bool ok = true;
+	Run u;
+
+	r = rotate(h.g, h.x, cs, sn, p[0], p[2] != 0, p[3]);
+	b = rotate(h.g, h.y, cs, sn, p[0], p[2] != 0, -p[3]);
+	u = run(&h);
+	for (t = 0; t < HandT; t++)
+		for (c = 0; c < HandC; c++)
+			ok &= near(u.I->x[r][t * HandC + c],
+			           turned(u.x + t * HandC + c / p[0] * p[0], c % p[0], p[1],
+			                  p[2] != 0, t % HandSeq, p[3]), "turned", err);
+	ok = ok && adjoint(&u, r, h.x, h.y, b, err);
+	hand_finish(&h, mul(h.g, r, h.z));
+	return ok && hand_agrees(&h, err);
+}
+
+static void
+rotations(void)
+{
+	static const int size[][2] = { { 8, 8 }, { 8, 2 }, { 8, 6 }, { 12, 8 }, { 24, 24 }, { 24, 4 } };
+	char name[80];
+	int p[4], i, k;
+
+	for (i = 0; i < 6; i++)
+		for (k = 0; k < 4; k++) {
+			p[0] = size[i][0];
+			p[1] = size[i][1];
+			p[2] = k & 1;
+			p[3] = k & 2 ? -1 : 1;
+			snprintf(name, sizeof name, "rotate %s %d of %d, sign %d",
+			         k & 1 ? "adjacent" : "half", p[1], p[0], p[3]);
+			check_case(name, one_rotation, p);
+		}
+}
+
+/* row t - k of the same sequence and document, or the edge's rule */
+static double
+shifted(const Hand *h, const double *x, int W, int t, int c, const int *p)
+{
+	int from = t - p[0];
+	bool edge = t % HandSeq < p[0] ||
+	            (p[2] && h->in.docstart[from] != h->in.docstart[t]);
+
+	if (!edge)
+		return x[from * W + c];
+	return p[1] == EDGE_KEEP ? x[t * W + c] : 0;
+}
+
+static bool
+one_shift(void *arg, char err[200])
+{
+	const int *p = arg;     /* k, edge, docs, rowval */
+	Hand h = hand_new();
+	int x = p[3] ? operand(&h, 3, 0) : h.x, y = p[3] ? operand(&h, 3, 1) : h.y;
+	int W = h.g->v[x].width, r, b, t, c;
+	bool ok = true;
+	Run u;
+
+	r = shift(h.g, OP_SHIFT, x, p[0], p[1], p[2] != 0);
+	b = shift(h.g, OP_UNSHIFT, y, p[0], p[1], p[2] != 0);
+	u = run(&h);
+	for (t = 0; t < HandT; t++)
+		for (c = 0; c < W; c++)
+			ok &= near(u.I->x[r][t * W + c], shifted(&h, u.I->x[x], W, t, c, p),
+			           "shift", err);
+	ok = ok && adjoint(&u, r, x, y, b, err);
+	hand_finish(&h, add(h.g, mul(h.g, r, x), mul(h.g, b, y)));
+	return ok && hand_agrees(&h, err);
+}
+
+static void
+shifts(void)
+{
+	static const int by[] = { 1, 3, HandSeq - 1, HandSeq };
+	char name[80];
+	int p[4], i, k;
+
+	for (i = 0; i < 4; i++)
+		for (k = 0; k < 8; k++) {
+			p[0] = by[i];
+			p[1] = k & 1 ? EDGE_KEEP : EDGE_ZERO;
+			p[2] = k >> 1 & 1;
+			p[3] = k >> 2;
+			if (p[0] == HandSeq && p[1] == EDGE_ZERO)
+				continue;       /* all zeros: nothing to compare */
+			snprintf(name, sizeof name, "shift of a %s by %d, edge %s%s",
+			         p[3] ? "rowval" : "vec", p[0], p[1] ? "keeps" : "zero",
+			         p[2] ? ", documents" : "");
+			check_case(name, one_shift, p);
+		}
+}
+
+/* a norm of a norm, a softmax over four lanes, a gate: everything together */
+static bool
+compound(void *arg, char err[200])
+{
+	Hand h = hand_new();
+	Graph *g = h.g;
+	int n = h.x, l[4], i, sum, w = -1, groups = *(int *)arg;
+
+	for (i = 0; i < 2; i++)
+		n = mul(g, point(g, OP_RSQRT, add(g, mul(g, num(g, (double)groups / HandC),
+		        dot(g, n, n, groups)), num(g, 1e-2)), -1), add(g, n, lane_row(&h, i)));
+	for (sum = -1, i = 0; i < 4; i++) {
+		l[i] = point(g, OP_EXP, mul(g, num(g, 0.2), dot(g, n, lane_row(&h, i), groups)), -1);
+		sum = i ? add(g, sum, l[i]) : l[i];
+	}
+	for (i = 0; i < 4; i++) {
+		int p = mul(g, mul(g, post_coef(&h, i), mul(g, l[i], point(g, OP_RECIP, sum, -1))),
+		            i % 2 ? h.y : h.z);
+
+		w = i ? add(g, w, p) : p;
+	}
+	hand_finish(&h, w);
+	return hand_agrees(&h, err);
+}
+
+static void
+reductions(void)
+{
+	char name[80];
+	int k;
+
+	dots();
+	broadcast_sums();
+	check_case("sumg", sum_groups, NULL);
+	check_case("sumr", sum_rows, NULL);
+	for (k = 0; k < 7; k++) {
+		snprintf(name, sizeof name, "bcast of %s", k < 6 ? kind_name[k] : "rowval to rowval[3]");
+		check_case(name, one_bcast, &k);
+	}
+	slices();
+	rotations();
+	shifts();
+	k = 1;
+	check_case("norm of a norm, softmax of four lanes", compound, &k);
+	k = 3;
+	check_case("norm of a norm, softmax of four lanes, per head", compound, &k);
+}
+
 int
 main(void)
 {
 	mem = arena_new("test");
 	points();
 	corners();
+	reductions();
 	arena_free(mem);
 	return summary();
 }

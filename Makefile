@@ -18,24 +18,26 @@ TEMPLATES = $(wildcard templates/cpu/*.c)
 
 GENOBJ = $(GEN:%=$(B)/gen/%.o) $(B)/templates.o
 RUNOBJ = $(RUNTIME:%=$(B)/runtime/%.o)
-HEADERS = $(wildcard gen/*.h gen/*.def runtime/*.h)
-
 all: $(B)/hcgen
 
 $(B)/hcgen: $(B)/gen/main.o $(GENOBJ) $(RUNOBJ)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo "LD $@"
+	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-$(B)/%.o: %.c $(HEADERS)
+$(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -c -o $@ $<
+	@echo "CC $<"
+	@$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+-include $(wildcard $(B)/gen/*.d $(B)/runtime/*.d)
 
 $(B)/templates.c: gen/embed.sh $(TEMPLATES)
 	@mkdir -p $(@D)
-	sh gen/embed.sh $(sort $(TEMPLATES)) > $@.tmp && mv $@.tmp $@
+	@sh gen/embed.sh $(sort $(TEMPLATES)) > $@.tmp && mv $@.tmp $@
 
 # one string per template is longer than C compilers must accept
 $(B)/templates.o: $(B)/templates.c gen/templates.h
-	$(CC) $(CFLAGS) -Wno-overlength-strings -Igen -c -o $@ $<
+	@$(CC) $(CFLAGS) -Wno-overlength-strings -Igen -c -o $@ $<
 
 deps-run:
 	@sh tools/deps.sh run

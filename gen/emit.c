@@ -133,7 +133,7 @@ load_text(const Kern *k, const Exp *e, Buf *b)
 		buf_puts(b, ")");
 }
 
-static void
+void
 exp_text(const Kern *k, const Exp *e, int level, Buf *b)
 {
 	const char *f;

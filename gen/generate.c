@@ -1,7 +1,7 @@
 /* The pipeline: one call per stage, in order.  Each stage has its verifier,
  * which always runs, and its printer, behind a letter of --dump:
  *
- *   m model   g graph   b graph with gradients   s simplified   f plan */
+ *   m model   g graph   b graph with gradients   s simplified   f plan   k kernels */
 #include "hcgen.h"
 
 #include <errno.h>
@@ -109,6 +109,7 @@ generate(Arena *a, const Model *m, long T, const char *dump)
 	mem_place(b->plan[PLAN_UPDATE]);
 	mem_verify(b->plan[PLAN_UPDATE]);
 	size_arenas(b, T);
+	b->dump_kern = strchr(dump, 'k') != NULL;
 	emit_texts(b);
 	return b;
 }

@@ -318,6 +318,7 @@ typedef struct {
 	size_t input[NInputs];  /* offsets in the inputs arena */
 	bool has_input[NInputs];
 	size_t cos_off, sin_off;
+	bool dump_kern;
 } Bundle;
 
 /* The pipeline: spec to everything that is emitted.  T: rows of a micro-batch

@@ -100,17 +100,22 @@ typedef struct {
 Kern *lower(Arena *a, const Plan *p, Step *s, int target);
 
 void kern_verify(const Kern *k);
+void kern_print(const Kern *k, FILE *f);         /* -d k */
 
 
 /* emit.c: the text of a kernel */
 void emit_kern(const Kern *k, Buf *b);
 
-/* texts.c */
+/* lower_exp.c: the last parts of a parameter's name: post, e_coef */
+const char *coef_name(Arena *a, const char *name);
+
+/* tail.c */
 void emit_tail(const Plan *p, Step *s, Buf *b);
 
 /* shared by lower and the formulas */
 void point_text(Op op, const char *x, const char *y, Buf *b);
 void float_text(Buf *b, double x);
+void exp_text(const Kern *k, const Exp *e, int level, Buf *b);
 const char *c_function(Op op);
 
 #endif

@@ -542,3 +542,39 @@ kern_verify(const Kern *k)
 	if (depth)
 		bug("lower: %s: unbalanced loops", k->name);
 }
+
+static const char *const stmt_name[] = {
+	[S_NOTE] = "note", [S_LET] = "let", [S_ARRAY] = "array", [S_ZERO] = "zero",
+	[S_LOOP] = "loop", [S_END] = "end", [S_SET] = "set", [S_ADD] = "add",
+	[S_STORE] = "store", [S_ROWS] = "rows", [S_ROW_SRC] = "row", [S_PART] = "partial",
+	[S_PART_ADD] = "partial_add", [S_PART_ZERO] = "partial_zero",
+};
+
+/* one statement a line, operands as the text will have them */
+void
+kern_print(const Kern *k, FILE *f)
+{
+	const Stmt *s;
+	Buf b = {0};
+	int i;
+
+	fprintf(f, "kern %s\n", k->name);
+	for (i = 0; i < k->npar; i++)
+		fprintf(f, "  par %s %s\n", k->par[i].name,
+		        k->par[i].shape ? k->par[i].shape : "");
+	for (i = 0; i < k->nstmt; i++) {
+		s = &k->stmt[i];
+		fprintf(f, "  %s %s", stmt_name[s->kind], s->name ? s->name : "");
+		if (s->par >= 0)
+			fprintf(f, " par %s", k->par[s->par].name);
+		if (s->kind == S_LOOP)
+			fprintf(f, " %d..%d %s", s->lo, s->hi, s->reduce ? s->reduce : "");
+		if (s->e) {
+			b.len = 0;
+			exp_text(k, s->e, 0, &b);
+			fprintf(f, " = %s", b.s);
+		}
+		fputc('\n', f);
+	}
+	buf_free(&b);
+}

@@ -97,8 +97,8 @@ value_par(Lower *l, int v, bool output)
 }
 
 /* last parts of a parameter's name: post, resid_lambda, e_coef */
-static const char *
-coef_base(Lower *l, const char *name)
+const char *
+coef_name(Arena *a, const char *name)
 {
 	const char *dot = strrchr(name, '.'), *p;
 
@@ -108,7 +108,7 @@ coef_base(Lower *l, const char *name)
 		;
 	if (strncmp(p, "hc.", 3) == 0)
 		return dot + 1;
-	return arena_printf(l->a, "%.*s_%s", (int)(dot - p), p, dot + 1);
+	return arena_printf(a, "%.*s_%s", (int)(dot - p), p, dot + 1);
 }
 
 static int
@@ -129,7 +129,7 @@ coef_par(Lower *l, int param, int row, ParKind kind, int width)
 		if (l->k->par[i].kind == kind && l->k->par[i].opd.off == off &&
 		    l->k->par[i].opd.kind == OPD_ARENA)
 			return i;
-	i = par_new(l, kind, coef_base(l, p->name), F32, width,
+	i = par_new(l, kind, coef_name(l->a, p->name), F32, width,
 	            opd_arena(A_PARAMS, off, F32, width));
 	l->k->par[i].shape = arena_printf(l->a, "[%d]", width);
 	l->k->par[i].what = p->name;
@@ -476,7 +476,7 @@ formula_of(Lower *l, int v, bool top, Buf *b)
 	}
 	if (x->op == OP_COEF || x->op == OP_PVEC) {
 		len = coef_rowlen(&l->g->model->param[x->attr[0]]);
-		buf_puts(b, coef_base(l, l->g->model->param[x->attr[0]].name));
+		buf_puts(b, coef_name(l->a, l->g->model->param[x->attr[0]].name));
 		if (x->op == OP_COEF && len > 1)
 			buf_printf(b, "%d", x->attr[1] % len);
 		return;

@@ -38,7 +38,7 @@ static const char usage[] =
 "  --device cpu|auto  where to run (cpu is what there is)\n"
 "  --threads N        threads, default all cores\n"
 "  -o DIR             where to write (default out/NAME)\n"
-"  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan\n"
+"  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan, k kernels\n"
 "  --json             machine-readable output\n"
 "verify\n"
 "  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"

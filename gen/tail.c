@@ -2,23 +2,33 @@
  * leave, as text. */
 #include "kern.h"
 
+#include <string.h>
+
 /* the kernel of coefficient gradients: numbers from sums */
 
-typedef struct { const Plan *p; Step *s; Buf *b; int par[512]; int npar; } Tail;
+typedef struct { const Plan *p; Step *s; const char **name; int nname, capname; } Tail;
 
-/* argument index of a region of params or grads */
-static int
+/* the argument that is a parameter (or its gradient), by name: post, dpost */
+static const char *
 tail_par(Tail *t, int arena, int param)
 {
+	const char *d = arena == A_GRADS ? "d" : "", *base, *name;
 	Opd o = opd_arena(arena, t->p->model->param[param].off, F32, 1);
-	int i;
+	int i, again = 1;
 
-	for (i = 0; i < t->s->nopd; i++)
-		if (t->s->opd[i].kind == OPD_ARENA && t->s->opd[i].id == arena &&
-		    t->s->opd[i].off == o.off)
-			return i;
+	for (i = 1; i < t->s->nopd; i++)
+		if (t->s->opd[i].id == arena && t->s->opd[i].off == o.off)
+			return t->name[i - 1];
+	base = coef_name(t->p->mem, t->p->model->param[param].name);
+	name = arena_printf(t->p->mem, "%s%s", d, base);
+	for (i = 0; i < t->nname; i++)
+		if (strcmp(t->name[i], name) == 0) {
+			name = arena_printf(t->p->mem, "%s%s_%d", d, base, ++again);
+			i = -1;
+		}
 	*PUSH(t->p->mem, t->s->opd, t->s->nopd, t->s->capopd) = o;
-	return t->s->nopd - 1;
+	*PUSH(t->p->mem, t->name, t->nname, t->capname) = name;
+	return name;
 }
 
 static void
@@ -36,7 +46,7 @@ tail_exp(Tail *t, int v, int level, Buf *b)
 		return;
 	}
 	if (x->op == OP_COEF) {
-		buf_printf(b, "p%d[%d]", tail_par(t, A_PARAMS, x->attr[0]), x->attr[1]);
+		buf_printf(b, "%s[%d]", tail_par(t, A_PARAMS, x->attr[0]), x->attr[1]);
 		return;
 	}
 	if (x->op == OP_SUMR) {
@@ -78,7 +88,7 @@ tail_body(Tail *t, Buf *lines)
 			if (!said)
 				buf_printf(lines, "\n    // %s\n", g->model->param[p].name);
 			said = true;
-			buf_printf(lines, "    g%d[%d] += ", tail_par(t, A_GRADS, p), c->idx);
+			buf_printf(lines, "    %s[%d] += ", tail_par(t, A_GRADS, p), c->idx);
 			tail_exp(t, c->val, 0, lines);
 			buf_puts(lines, ";\n");
 		}
@@ -105,9 +115,8 @@ emit_tail(const Plan *p, Step *s, Buf *b)
 	buf_puts(b, "\nvoid @KERNEL@(const HcArg *a, long item)\n{\n"
 	         "    const float *restrict sums = a[0].p;\n");
 	for (i = 1; i < s->nopd; i++)
-		buf_printf(b, "    %sfloat *restrict %c%d = a[%d].p;\n",
-		           s->opd[i].id == A_PARAMS ? "const " : "",
-		           s->opd[i].id == A_PARAMS ? 'p' : 'g', i, i);
+		buf_printf(b, "    %sfloat *restrict %s = a[%d].p;\n",
+		           s->opd[i].id == A_PARAMS ? "const " : "", t.name[i - 1], i);
 	buf_puts(b, "    (void)item;\n");
 	buf_puts(b, lines.s ? lines.s : "");
 	buf_puts(b, "}\n");

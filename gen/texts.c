@@ -158,18 +158,18 @@ step_text(Bundle *b, const Plan *p, Step *s)
 	const Model *m = b->model;
 	Buf body = {0};
 	Arena *a;
+	Kern *k;
 
 	switch (s->kind) {
 	case STEP_GEMM:
 		return;
 	case STEP_ROW:
 		a = arena_new("kern");
-		{
-			Kern *k = lower(a, p, s, TO_CPU);
-
-			kern_verify(k);
-			emit_kern(k, &body);
-		}
+		k = lower(a, p, s, TO_CPU);
+		kern_verify(k);
+		if (b->dump_kern)
+			kern_print(k, stdout);
+		emit_kern(k, &body);
 		arena_free(a);
 		buf_printf(&f.name, "%s__n%d_C%d_%s", s->name, m->n, m->C,
 		           m->spec->storage == F_BF16 ? "bf16" : "f32");

@@ -1,0 +1,454 @@
+"""Random specs through every comparison there is; see CHECKS below.
+
+    soak.py [N] [--seed S] [--quick] [--keep] [--hcgen PATH] [--O3]
+
+One line per spec, then how far bf16 runs are from float64 beside the oracle's
+own bf16 run, then `N passed, N failed, N skipped`.  Spec i is that of seed
+S + i.  What a failing spec needs to be repeated stays in /tmp.
+"""
+import argparse
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+sys.path[:0] = [HERE, os.path.join(HERE, "oracle")]
+
+try:
+    import torch
+    from torch.overrides import TorchFunctionMode
+except ImportError:
+    torch, TorchFunctionMode = None, object
+
+import randspec  # noqa: E402
+
+if torch:
+    import init
+    import optim
+    import oracle
+    import safetensors
+    import spec as specs
+    from data import write_shard
+    from model import Model
+    from parameters import parameters
+
+# ---- closeness ------------------------------------------------------------
+#
+# A gradient G is compared by |got - want| <= relative * |G| + floor * |M|, norms
+# over the tensor.  M is the sum of the magnitudes of the products that were
+# added: entry by entry sum |g * x| over rows and channels for a coefficient
+# that multiplies x (weigh(), below), and 0 for other tensors, which do not
+# cancel as a whole.  A coefficient in front of something that is normalised
+# later has |G| of the order of norm_eps * M: the sum carries the errors of its
+# terms, which are relative to M.
+#
+# The terms are products of an activation and a gradient, each with the error
+# that the network behind it has left: measured at 5e-7 relative in float32 (2^-24
+# grown by the depth) and 1e-15 in float64.  The floors are these, with a margin
+# of 4 and of 1000; errors of many terms mostly cancel, so both are rarely near.
+
+DOUBLE = (1e-10, 1e-12)         # the graph in double, and the oracle in float64
+SINGLE = (1e-5, 2e-6)           # kernels with f32 storage and products
+
+
+class Failed(Exception):
+    pass
+
+
+def distance(got, want):
+    return (got.double() - want.double()).norm().item()
+
+
+def excess(got, want, weights, relative, floor):
+    """The error as a multiple of what is allowed."""
+    error = distance(got, want)
+    allowed = relative * want.norm().item() + floor * weights
+    return error / allowed if allowed > 0 else (math.inf if error > 0 else 0.0)
+
+
+# ---- the oracle -----------------------------------------------------------
+
+class _Product(torch.autograd.Function if torch else object):
+    """x * c; the gradient of c also as a sum of magnitudes, added to cell[at]."""
+
+    @staticmethod
+    def forward(ctx, x, c, cell, at):
+        ctx.save_for_backward(x, c)
+        ctx.cell, ctx.at = cell, at
+        return x * c
+
+    @staticmethod
+    def backward(ctx, g):
+        x, c = ctx.saved_tensors
+        terms = g * x
+        ctx.cell[ctx.at] += terms.abs().sum()
+        return g * c, terms.sum_to_size(c.shape), None, None
+
+
+def leaf(c):
+    """The parameter that c is an entry of (or a function of one), and which entry."""
+    node, at = c.grad_fn, 0
+    if node is None:
+        return c, 0
+    if node.name() == "UnbindBackward0":
+        at = c.output_nr
+    while node is not None and not hasattr(node, "variable"):
+        node = node.next_functions[0][0] if node.next_functions else None
+    return (node.variable if node else None), at
+
+
+class Weigh(TorchFunctionMode):
+    """While active, multiplications by an entry of a parameter are weighed."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.name = {id(p): name for name, p in params.items()}
+        self.cells = {name: torch.zeros(p.numel(), dtype=torch.float64)
+                      for name, p in params.items()}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in ("mul", "__mul__", "__rmul__") and len(args) == 2 \
+                and all(isinstance(a, torch.Tensor) for a in args):
+            x, c = args if args[1].dim() == 0 else args[::-1]
+            if c.dim() == 0 and x.dim() > 0 and c.requires_grad:
+                p, at = leaf(c)
+                if id(p) in self.name:
+                    return _Product.apply(x, c, self.cells[self.name[id(p)]], at)
+        return func(*args, **(kwargs or {}))
+
+
+def weighed_gradients(spec, values, tokens, targets):
+    """float64 loss, gradients and logits, and |M| of every parameter."""
+    params = {k: v.double().requires_grad_() for k, v in values.items()}
+    weigh = Weigh(params)
+    with weigh:
+        model = Model(spec, torch.float64)
+        z = model.logits(params, tokens)
+        loss = torch.nn.functional.cross_entropy(z.flatten(0, 1), targets.flatten())
+        loss.backward()
+    out = {"loss": loss.detach(), "logits": z.detach().flatten(0, 1)}
+    for name, p in params.items():
+        out["grad." + name] = torch.zeros_like(p) if p.grad is None else p.grad
+    return out, {"grad." + k: v.norm().item() for k, v in weigh.cells.items()}
+
+
+def token_shard(path, spec, seed):
+    """One micro-batch and a token more, documents included where bos is a token."""
+    t, draw = spec.train, torch.Generator().manual_seed(seed)
+    count = t.tokens_per_step // t.micro_batches + 1
+    tokens = torch.randint(spec.model.vocab, (count,), generator=draw)
+    if spec.data.bos < spec.model.vocab:
+        tokens[torch.rand(count, generator=draw) < 1 / 9] = spec.data.bos
+    write_shard(path, tokens.numpy())
+
+
+# ---- hcgen ----------------------------------------------------------------
+
+class Hcgen:
+    """The program, with a cheap compiler and a cache of its own."""
+
+    def __init__(self, binary, folder, O3):
+        self.binary = binary
+        self.environment = dict(os.environ, HCGEN_CACHE=os.path.join(folder, "cache"))
+        if not O3:
+            # compiling dominates, and -O3 at it: what is tested is the text
+            wrapper = os.path.join(folder, "cc")
+            with open(wrapper, "w") as f:
+                f.write('#!/bin/sh\nfor a; do shift; [ "$a" = -O3 ] && a=-O1; '
+                        'set -- "$@" "$a"; done\nexec gcc "$@"\n')
+            os.chmod(wrapper, 0o755)
+            self.environment["CC"] = wrapper
+        self.cache = self.environment["HCGEN_CACHE"]
+
+    def __call__(self, *args):
+        r = subprocess.run([self.binary, *map(str, args)], env=self.environment, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300)
+        if r.returncode != 0:
+            said = [line for line in (r.stdout + r.stderr).splitlines()
+                    if re.search("FAIL|error|bug|rror:", line)] or [r.stderr[-300:]]
+            raise Failed(f"hcgen {args[0]}: exit {r.returncode}: {'; '.join(said[:4])}")
+        return r.stdout
+
+
+def precision(storage, gemm=None):
+    return ["--set", f"numerics.storage={storage}", "--set", f"numerics.gemm={gemm or storage}"]
+
+
+def same_bytes(a, b, what):
+    with open(a, "rb") as f, open(b, "rb") as g:
+        if f.read() != g.read():
+            raise Failed(what)
+
+
+# ---- what is checked ------------------------------------------------------
+
+class Case:
+    """One spec in its folder."""
+
+    def __init__(self, hcgen, folder, seed):
+        self.hcgen, self.folder, self.seed = hcgen, folder, seed
+        self.spec_path = self.path("spec.yaml")
+        with open(self.spec_path, "w") as f:
+            f.write(randspec.text(seed))
+        self.errors = {}        # what -> worst error, for the line
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def prepare(self):
+        self.spec = specs.read(self.spec_path)
+        token_shard(self.path("tokens.bin"), self.spec, self.seed)
+        safetensors.save(self.path("params.st"), init.random(self.spec, self.seed))
+        self.values = oracle.load_params(self.spec, self.path("params.st"))
+        self.batch = oracle.micro_batch(self.spec, self.path("tokens.bin"))
+        self.want, self.weights = weighed_gradients(self.spec, self.values, *self.batch)
+
+    def verify(self, dump, *options):
+        """One forward and backward on this case's parameters and tokens; what it dumped."""
+        self.hcgen("verify", self.spec_path, "--params", self.path("params.st"),
+                   "--tokens", self.path("tokens.bin"), "--dump", self.path(dump), *options)
+        return safetensors.load(self.path(dump))
+
+    def compare(self, what, got, tolerance):
+        """Every tensor within the tolerance; the worst relative error is noted."""
+        missing = set(self.want) - {"logits"} ^ set(got) - {"logits"}
+        if missing:
+            raise Failed(f"{what}: {min(missing)} is on one side only")
+        worst, bad = 0.0, []
+        for name in got:
+            want, weight = self.want[name], self.weights.get(name, 0.0)
+            if got[name].shape != want.shape:
+                raise Failed(f"{what}: {name} has shape {list(got[name].shape)}")
+            size = max(want.norm().item(), weight)
+            error = distance(got[name], want)
+            worst = max(worst, error / size if size else (math.inf if error else 0))
+            over = excess(got[name], want, weight, *tolerance)
+            if not over <= 1:
+                bad.append(f"{name} {error:.2g} of {want.norm().item():.3g} "
+                           f"(magnitudes {weight:.3g})")
+        self.errors[what] = worst
+        if bad:
+            raise Failed(f"{what}: " + "; ".join(bad[:5]) + ("; ..." if bad[5:] else ""))
+
+    # each check is a method; a failure of one does not hide those after it
+
+    def check(self):
+        """accepted, and emitted twice to the same bytes"""
+        self.hcgen("check", self.spec_path)
+        for out in "ab":
+            self.hcgen("emit", self.spec_path, "-o", self.path(out), "--quiet")
+        files = [sorted(os.path.relpath(os.path.join(at, f), self.path(out))
+                        for at, _, names in os.walk(self.path(out)) for f in names)
+                 for out in "ab"]
+        if files[0] != files[1]:
+            raise Failed("emit: twice, different files")
+        for name in files[0]:
+            same_bytes(os.path.join(self.path("a"), name), os.path.join(self.path("b"), name),
+                       f"emit: twice, {name} differs")
+
+    def check_parameters(self):
+        """names, shapes, initial values and optimizer settings are the oracle's"""
+        manifest = manifest_parameters(self.path("a/manifest"))
+        wanted = {p.name: p for p in parameters(self.spec)}
+        if set(manifest) != set(wanted):
+            raise Failed(f"parameters: {min(set(manifest) ^ set(wanted))} on one side only")
+        for name, p in wanted.items():
+            shape, values, adam = manifest[name]
+            if shape != p.shape:
+                raise Failed(f"parameters: {name} is {shape}, the oracle's {p.shape}")
+            check_initial(p, values)
+            check_settings(self.spec, p, adam)
+
+    def check_double(self):
+        """the graph interpreted in double against the oracle in float64"""
+        got = self.verify("double.st", "--reference")
+        self.compare("double", got, DOUBLE)
+
+    def check_single(self):
+        """emitted kernels in f32 against the oracle in float64; same bits on 1 and 2 threads"""
+        got = self.verify("f32.st", "--logits", "--threads", 1, *precision("f32"))
+        self.verify("f32b.st", "--logits", "--threads", 2, *precision("f32"))
+        same_bytes(self.path("f32.st"), self.path("f32b.st"), "f32: 1 and 2 threads differ")
+        self.compare("f32", got, SINGLE)
+
+    def check_steps(self):
+        """hcgen verify, in the spec's own precisions"""
+        self.hcgen("verify", self.spec_path, "--seed", self.seed)
+
+    def check_bf16(self):
+        """emitted kernels in bf16: same bits twice; errors are pooled over all specs"""
+        got = self.verify("bf16.st", "--threads", 2, *precision("bf16"))
+        self.verify("bf16b.st", "--threads", 2, *precision("bf16"))
+        same_bytes(self.path("bf16.st"), self.path("bf16b.st"), "bf16: two runs differ")
+        eager = oracle.gradients(self.spec, self.values, *self.batch, torch.bfloat16)
+        self.pool = []
+        for p in parameters(self.spec):
+            name = "grad." + p.name
+            want, weight = self.want[name], self.weights[name]
+            size = max(want.norm().item(), weight)
+            if size > 0:
+                self.pool.append((group(p), distance(got[name], want) / size,
+                                  distance(eager[name], want) / size))
+
+    CHECKS = check, check_parameters, check_double, check_single, check_steps, check_bf16
+
+    def run(self):
+        """The failures, one text each."""
+        bad = []
+        try:
+            self.prepare()
+        except Exception as e:
+            return [f"oracle: {type(e).__name__}: {e}"]
+        for check in self.CHECKS:
+            try:
+                check(self)
+            except (Failed, subprocess.TimeoutExpired, OSError, ValueError) as e:
+                bad.append(str(e))
+        return bad
+
+
+def manifest_parameters(path):
+    """name -> (shape, init words, [lr, b1, b2, eps, wd]) from an emitted manifest."""
+    out, place = {}, {}
+    with open(path) as f:
+        for line in f:
+            word = line.split()
+            if word[0] == "param":
+                name, _, shape, at = word[1:5]
+                out[name] = (tuple(map(int, shape.split(","))), word[6:], [])
+                place[at] = name
+            elif word[0] == "launch" and word[1].startswith("adamw"):
+                args = word[word.index(":") + 1:]
+                numbers = [float(a[1:]) for a in args if re.match(r"f[-+0-9.]", a)]
+                out[place[args[0]]][2].extend(numbers)
+    return out
+
+
+def check_initial(p, words):
+    kind, numbers = words[0], [float(w) for w in words[1:]]
+    if p.values is None:
+        good = kind == "normal" and abs(numbers[0] - p.std) <= 1e-15 * p.std \
+            or p.std == 0 and kind in ("normal", "const") and numbers[0] == 0
+    else:
+        want = torch.tensor(p.values).flatten().float()
+        have = torch.tensor(numbers, dtype=torch.float64).float()
+        good = torch.equal(have.expand_as(want) if kind == "const" else have, want)
+    if not good:
+        raise Failed(f"parameters: {p.name} starts as {' '.join(words)[:60]}")
+
+
+def check_settings(spec, p, adam):
+    """Learning rate, betas, eps and decay of the emitted AdamW step."""
+    s = optim.settings(spec, p)
+    want = [spec.train.lr * s["lr_mul"], *s["betas"], s["eps"], s["weight_decay"]]
+    if len(adam) != 5 or any(abs(a - b) > 1e-14 * abs(b) for a, b in zip(adam, want)):
+        raise Failed(f"parameters: {p.name} is trained with {adam}, the oracle's {want}")
+
+
+# ---- bf16, pooled ---------------------------------------------------------
+
+def group(p):
+    """The class in which a tensor's errors are pooled."""
+    if p.role in ("norm", "gate"):
+        return {"norm": "norm weights", "gate": "gates"}[p.role]
+    if p.role == "gate_weight":
+        return "gate weights"
+    if p.role == "matrix":
+        return "tables" if p.name == "embed" or p.name.endswith(".table") else "matrices"
+    if p.name.startswith("hc.sources."):
+        return "source coefficients"
+    return p.name
+
+
+def pooled(pool):
+    """Prints the table; how many classes are too far off.
+
+    An error is relative to the larger of |G| and |M| / 1, so that a sum that
+    cancels is held against its terms.  Pooled as the root of the mean square,
+    with one bf16 ulp (2^-8) as the floor of what the oracle is granted."""
+    bad = 0
+    print(f"\n{'bf16: error against float64':28} {'tensors':>7} {'kernels':>9} "
+          f"{'oracle':>9} {'ratio':>6} {'median':>7}")
+    for name in sorted({g for g, _, _ in pool}):
+        ours, eager = zip(*[(a, b) for g, a, b in pool if g == name])
+        rms = [math.sqrt(sum(min(e, 1) ** 2 for e in es) / len(es)) for es in (ours, eager)]
+        ratios = sorted(a / b for a, b in zip(ours, eager) if b > 0)
+        ratio = rms[0] / rms[1] if rms[1] else math.inf if rms[0] else 0.0
+        far = rms[0] > max(2 * rms[1], 2 ** -8)
+        bad += far
+        print(f"{name:28} {len(ours):7} {rms[0]:9.2e} {rms[1]:9.2e} {ratio:6.2f} "
+              f"{ratios[len(ratios) // 2] if ratios else 0:7.2f}{'  FAIL' if far else ''}")
+    return bad
+
+
+# ---- the whole ------------------------------------------------------------
+
+def describe(spec):
+    m, hc = spec.model, spec.hc
+    rows = spec.train.tokens_per_step // spec.train.micro_batches // spec.train.seq_len
+    return (f"L{m.layers} C{m.width} H{m.heads}/{m.kv_heads}x{m.head_dim} V{m.vocab} "
+            f"n{hc.lanes} {rows}x{spec.train.seq_len} "
+            f"{len(hc.sources)}+{len(hc.skips)}+{len(hc.backouts)}")
+
+
+def arguments():
+    p = argparse.ArgumentParser(description="Random specs through every comparison.")
+    p.add_argument("count", nargs="?", type=int)
+    p.add_argument("--seed", type=int, default=0, help="of the first spec")
+    p.add_argument("--quick", action="store_true", help="20 specs")
+    p.add_argument("--keep", action="store_true", help="keep the folders of good specs too")
+    p.add_argument("--hcgen", default=os.path.join(ROOT, "build", "hcgen"))
+    p.add_argument("--O3", action="store_true", help="compile kernels as hcgen does")
+    return p.parse_args()
+
+
+def main():
+    args = arguments()
+    count = args.count or (20 if args.quick else 100)
+    why = "PyTorch is missing" if not torch else \
+        "no gcc" if not shutil.which("gcc") else \
+        f"no {args.hcgen}" if not os.access(args.hcgen, os.X_OK) else None
+    if why:
+        print(f"soak: {why}\n0 passed, 0 failed, {count} skipped")
+        return 0
+    torch.set_num_threads(1)
+    top = tempfile.mkdtemp(prefix="hcgen-soak-")
+    os.chmod(top, 0o700)
+    hcgen = Hcgen(args.hcgen, top, args.O3)
+    passed = failed = 0
+    pool = []
+    for seed in range(args.seed, args.seed + count):
+        folder = os.path.join(top, str(seed))
+        os.mkdir(folder)
+        start = time.time()
+        case = Case(hcgen, folder, seed)
+        bad = case.run()
+        spec = getattr(case, "spec", None)
+        errors = " ".join(f"{k} {v:.0e}" for k, v in case.errors.items())
+        print(f"{seed:6} {'FAIL' if bad else 'ok  '} {describe(spec) if spec else '':46} "
+              f"{errors:26} {time.time() - start:4.1f} s", flush=True)
+        for text in bad:
+            print(f"       {text}")
+        if bad:
+            print(f"       {folder}; again: tests/soak.py 1 --seed {seed}", flush=True)
+        pool += getattr(case, "pool", [])
+        failed, passed = failed + bool(bad), passed + (not bad)
+        shutil.rmtree(hcgen.cache, ignore_errors=True)
+        if not bad and not args.keep:
+            shutil.rmtree(folder)
+    if pool:
+        failed += pooled(pool)
+    if not failed and not args.keep:
+        shutil.rmtree(top)
+    print(f"{passed} passed, {failed} failed, 0 skipped")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

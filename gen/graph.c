@@ -65,8 +65,7 @@ typedef struct {
 	int X[MaxLanes], n;
 	int x0, src[MaxSources];
 	int cosv, sinv;
-	int before[2 * MaxLayers][MaxLanes], after[2 * MaxLayers][MaxLanes];
-	int nlane[2 * MaxLayers];
+	int value[MaxSkips], out_value[MaxSkips];       /* what skips and backouts carry */
 } Build;
 
 static const char *const lane_name[MaxLanes] = {
@@ -153,22 +152,48 @@ gate(Build *b, const Skip *k, int param, int weight)
 	return keep(g, mul(g, v, t), "gate");
 }
 
+/* lane j of X, or the mean of its n lanes */
 static int
-skip_value(Build *b, const Point *p)
+lane_value(Build *b, const int *X, int n, int j)
 {
-	const int *X = p->when == WHEN_BEFORE ? b->before[p->sublayer] :
-	               b->after[p->sublayer];
-	int n = b->nlane[p->sublayer], k, v;
+	int k, v;
 
-	if (p->lane >= 0)
-		return X[n == 1 ? 0 : p->lane];
+	if (j >= 0)
+		return X[n == 1 ? 0 : j];
 	for (v = X[0], k = 1; k < n; k++)
 		v = add(b->g, v, X[k]);
 	return n == 1 ? v : mul(b->g, num(b->g, 1. / n), v);
 }
 
+static bool
+is_at(const Point *p, int s, int when)
+{
+	return p->sublayer == s && (int)p->when == when;
+}
+
+/* what leaves at the end of sublayer s, and backouts from its beginning */
 static void
-skips_enter(Build *b, int s, int when)
+take_values(Build *b, int s, int when)
+{
+	const Skip *k;
+	int i;
+
+	for (i = 0; when == WHEN_AFTER && i < b->s->nskip; i++) {
+		k = &b->s->skip[i];
+		if (!k->none && is_at(&k->from, s, when))
+			b->value[i] = lane_value(b, b->X, b->n, k->from.lane);
+	}
+	for (i = 0; i < b->s->nbackout; i++) {
+		k = &b->s->backout[i];
+		if (!k->none && is_at(&k->from, s, when))
+			b->out_value[i] = lane_value(b, b->X, b->n, k->from.lane);
+	}
+}
+
+/* What leaves `before` s is taken in the order of the map, so that it holds
+ * the skips that entered ahead of it.  At a dead sublayer none enters. */
+static void
+skips_pass(Build *b, int s, int when)
 {
 	const Skip *k;
 	Graph *g = b->g;
@@ -176,10 +201,13 @@ skips_enter(Build *b, int s, int when)
 
 	for (i = 0; i < b->s->nskip; i++) {
 		k = &b->s->skip[i];
-		if (k->none || k->to.sublayer != s || (int)k->to.when != when)
+		if (k->none)
 			continue;
-		v = mul(g, gate(b, k, b->m->gate[0][i], b->m->gate_w[0][i]),
-		        skip_value(b, &k->from));
+		if (when == WHEN_BEFORE && is_at(&k->from, s, when))
+			b->value[i] = lane_value(b, b->X, b->n, k->from.lane);
+		if (!is_at(&k->to, s, when) || b->m->sub[s].dead)
+			continue;
+		v = mul(g, gate(b, k, b->m->gate[0][i], b->m->gate_w[0][i]), b->value[i]);
 		for (l = 0; l < b->n; l++)
 			if (k->to.lane == LANE_ALL || b->n == 1 || k->to.lane == l)
 				b->X[l] = add(g, b->X[l], v);
@@ -244,10 +272,9 @@ sublayer(Build *b, int s)
 
 	g->sub = s;
 	g->glue = GLUE_LANE;
-	memcpy(b->before[s], b->X, sizeof b->X);
-	b->nlane[s] = b->n;
+	take_values(b, s, WHEN_BEFORE);
+	skips_pass(b, s, WHEN_BEFORE);
 	if (!u->dead) {
-		skips_enter(b, s, WHEN_BEFORE);
 		before_read(b, u);
 		keep_lanes(b);
 		read = mul(g, ref(g, u->pre[0]), b->X[0]);
@@ -257,10 +284,10 @@ sublayer(Build *b, int s)
 		h = u->attn ? attention(b, a, u) : mlp(b, a, u);
 		g->glue = GLUE_LANE;
 		write_lanes(b, u, h);
-		skips_enter(b, s, WHEN_AFTER);
+		skips_pass(b, s, WHEN_AFTER);
 		keep_lanes(b);
 	}
-	memcpy(b->after[s], b->X, sizeof b->X);
+	take_values(b, s, WHEN_AFTER);
 }
 
 static void
@@ -387,7 +414,7 @@ ending(Build *b)
 		k = &b->s->backout[i];
 		if (!k->none)
 			x = sub(g, x, mul(g, gate(b, k, m->gate[1][i],
-			        m->gate_w[1][i]), skip_value(b, &k->from)));
+			        m->gate_w[1][i]), b->out_value[i]));
 	}
 	x = as_kind(g, x, K_VEC, m->C);
 	y = rmsnorm(g, keep(g, x, "out"), m->final_norm, "y");

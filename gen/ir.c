@@ -196,7 +196,9 @@ point_shape(const Graph *g, Op op, int x, int y, Val *r)
 	r->width = a->width;
 	if (!b)
 		return;
-	if (a->kind == K_PVEC && (b->kind == K_VEC || b->kind == K_ROWVAL))
+	/* with a learned scalar too: its gradient is then a sum over rows like
+	 * any other */
+	if (a->kind == K_PVEC && b->kind != K_NUM && b->kind != K_PVEC)
 		r->kind = K_VEC;
 	if (b->kind == K_ROWVAL && a->kind == K_ROWVAL) {
 		if (b->width > a->width)

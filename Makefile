@@ -12,7 +12,7 @@ B = build
 GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model ir graph grad simplify \
 	fuse steps plan target mem lower lower_exp lower_loop emit tail texts manifest report generate \
 	interp interp_plan show
-RUNTIME = load arena init pool gemm compile launch shard data bytes ngram st log train sample bench \
+RUNTIME = load arena memory init pool gemm compile launch shard data bytes ngram st log train sample bench \
 	doctor verbs verify
 TEMPLATES = $(wildcard templates/cpu/*.c)
 

@@ -104,24 +104,3 @@ run_param(const Run *r, const char *name)
 			return &r->param[i];
 	return NULL;
 }
-
-static void
-memory_row(FILE *f, const char *what, size_t nbytes)
-{
-	fprintf(f, "%-14s %16zu %10.1f MiB\n", what, nbytes,
-	        (double)nbytes / 1048576);
-}
-
-void
-run_memory(const Run *r, FILE *f)
-{
-	size_t sum = 0, scratch = r->gemm ? gemm_scratch(r->gemm) : 0;
-	int i;
-
-	for (i = 0; i < NArena; i++) {
-		memory_row(f, arena_names[i], r->arena_size[i]);
-		sum += r->arena_size[i];
-	}
-	memory_row(f, "gemm scratch", scratch);
-	memory_row(f, "sum", sum + scratch);
-}

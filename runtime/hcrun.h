@@ -120,7 +120,9 @@ void run_open(Run *r, int nthreads);
 void run_close(Run *r);                 /* releases everything, frees r */
 void *run_at(const Run *r, Place p);    /* host address */
 const RunParam *run_param(const Run *r, const char *name);     /* or NULL */
-void run_memory(const Run *r, FILE *f); /* the memory table */
+/* memory.c: the arenas as planned; what the process holds, by cause */
+void run_memory(const Run *r, FILE *f);
+void run_memory_process(const Run *r, FILE *f);
 
 /* init.c: initial parameters (docs/spec.md), bf16 copies, rotary tables */
 void run_init_params(Run *r, long long seed);

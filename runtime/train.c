@@ -337,6 +337,8 @@ train_end(Train *t, int rc)
 	}
 	params_save(t->r, path);
 	log_end(t->log, rc == EX_OK ? "done" : "stopped", t->step, path);
+	if (!t->o->quiet && !t->o->json)
+		run_memory_process(t->r, stdout);
 }
 
 static void

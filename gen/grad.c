@@ -37,9 +37,10 @@ find_needs(Back *b)
 	}
 }
 
-/* sum x over what value v does not vary over */
+/* x as a gradient of value v: summed over what v does not vary over, and
+ * spread over what x does not vary over (each copy of v's elements counts) */
 static int
-narrow(Graph *g, int v, int x)
+fit(Graph *g, int v, int x)
 {
 	Kind kind = g->v[v].kind, have = g->v[x].kind;
 	int width = g->v[v].width;
@@ -48,13 +49,14 @@ narrow(Graph *g, int v, int x)
 		return x;
 	switch (kind) {
 	case K_VEC:
-		return x;               /* add broadcasts it */
+		return bcast(g, x, K_VEC, width);
 	case K_PVEC:
 		return have == K_PVEC ? x : sumr(g, as_kind(g, x, K_VEC, width));
 	case K_ROWVAL:
 		if (have == K_VEC || have == K_PVEC)
 			return sumc(g, as_kind(g, x, K_VEC, g->v[x].width), width);
-		return have == K_ROWVAL && width == 1 ? sumg(g, x) : x;
+		return have == K_ROWVAL && width == 1 ? sumg(g, x) :
+		       bcast(g, x, K_ROWVAL, width);
 	case K_SCALAR:
 		if (have == K_VEC)
 			x = sumc(g, x, 1);
@@ -88,7 +90,7 @@ give(Back *b, int v, int x)
 
 	if (!b->needs[v] || (g->v[x].op == OP_NUM && g->v[x].num == 0))
 		return;
-	x = narrow(g, v, x);
+	x = fit(g, v, x);
 	*acc = *acc < 0 ? x : add(g, *acc, x);
 	if (g->v[v].accum && *acc >= g->nfwd && g->v[*acc].kind == K_VEC) {
 		name_gradient(g, v, *acc);

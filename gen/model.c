@@ -269,9 +269,6 @@ check_dims(Ctx *c)
 		    "micro-batch", s->seq_len, T);
 	if (s->bos >= s->vocab && s->packing == PACK_DOCUMENTS)
 		ERR(c, "data.bos", "bos %d is not below vocab %d", s->bos, s->vocab);
-	if (s->warmup > s->steps)
-		ERR(c, "train.warmup", "warmup %d is longer than the %d steps",
-		    s->warmup, s->steps);
 	if (s->lanes > 1 && s->width > 0 && T * (long)m->F > 1L << 40)
 		ERR(c, "train.tokens_per_step", "%ld tokens of width %d do not fit",
 		    T, m->F);

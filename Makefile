@@ -60,7 +60,7 @@ soak: all
 	/usr/bin/python3 tests/soak.py $(or $(N),500)
 
 bench: all
-	sh tests/bench.sh
+	/usr/bin/python3 tests/bench.py
 
 docs: all
 	sh tools/docs.sh

@@ -264,7 +264,7 @@ stmt_text(const Kern *k, const Stmt *s, int *depth, Buf *b)
 {
 	if (s->kind == S_END)
 		--*depth;
-	if (s->kind != S_LOOP)
+	if (s->kind != S_LOOP && s->kind != S_ROWS)
 		indent(*depth, b);
 	switch (s->kind) {
 	case S_NOTE:

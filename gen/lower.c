@@ -151,14 +151,78 @@ sink_heads(Lower *l, const Sink *s)
 	return d || x->op != OP_DOT ? d : head_size(l, x->arg[1], s->width);
 }
 
-/* rowvals that become known after phase's loops */
+/* what a rowval is, of its operands; head is the loop variable if it is per
+ * head (or a sum over heads) */
+static Exp *
+rowval_formula(Lower *l, int v)
+{
+	const Val *x = &l->g->v[v], *y = &l->g->v[x->arg[0]];
+	Exp *e;
+
+	if (op_info[x->op].class == CL_POINT) {
+		e = rowval_operand(l, x->arg[0], 1);
+		return exp_op(l, x->op, e, x->arg[1] < 0 ? NULL :
+		              rowval_operand(l, x->arg[1], 1));
+	}
+	if (x->op == OP_SUMG)
+		return rowval(l, x->arg[0], 0, 1);
+	if (x->op == OP_BCAST)
+		return y->kind == K_ROWVAL ? rowval(l, x->arg[0], 0, 0) :
+		       operand(l, x->arg[0], 0, 1);
+	e = shifted(l, v, 0);
+	e->idx = (Idx){ 0, x->width > 1, 0 };
+	return e;
+}
+
+static void
+rowval_let(Lower *l, int v)
+{
+	const Val *x = &l->g->v[v];
+	bool loop = x->width > 1 || x->op == OP_SUMG;
+	Stmt *t;
+	Exp *e;
+
+	l->mult = x->op == OP_SUMG ? l->g->v[x->arg[0]].width : x->width;
+	if (loop) {
+		t = stmt(l, S_ZERO, l->name[v]);
+		t->n = x->width > 1 ? x->width : 0;
+		t = stmt(l, S_LOOP, "head");
+		t->hi = (int)l->mult;
+	}
+	e = rowval_formula(l, v);
+	t = stmt(l, x->op == OP_SUMG ? S_ADD : x->width > 1 ? S_SET : S_LET, l->name[v]);
+	t->e = e;
+	t->idx = (Idx){ 0, 1, 0 };
+	if (loop)
+		stmt(l, S_END, NULL);
+}
+
+static void
+rowval_store(Lower *l, int v)
+{
+	bool heads = l->g->v[v].width > 1;
+	Stmt *t;
+
+	if (heads) {
+		t = stmt(l, S_LOOP, "head");
+		t->hi = l->g->v[v].width;
+	}
+	t = stmt(l, S_STORE, NULL);
+	t->par = l->par[v];
+	t->idx = (Idx){ 0, heads, 0 };
+	t->e = rowval(l, v, 0, 1);
+	if (heads)
+		stmt(l, S_END, NULL);
+}
+
+/* rowvals that become known after a phase's loops */
 static void
 rowvals(Lower *l, int phase)
 {
 	const Val *x;
 	Stmt *t;
 	Exp *e;
-	int i, v, j, g;
+	int i, v;
 
 	for (i = 0; i < l->nnode; i++) {
 		v = l->node[i];
@@ -166,63 +230,16 @@ rowvals(Lower *l, int phase)
 		if (l->phase[v] != phase)
 			continue;
 		if (x->op == OP_SUMR && x->kind == K_SCALAR) {
+			e = rowval(l, x->arg[0], 0, 0);
 			t = stmt(l, S_ADD, l->name[v]);
-			t->e = rowval(l, x->arg[0], 0, 0);
-			continue;
-		}
-		if (x->kind != K_ROWVAL)
-			continue;
-		if (x->op != OP_DOT && x->op != OP_SUMC) {
-			g = x->width > 1 || x->op == OP_SUMG;
-			l->mult = x->op == OP_SUMG ? l->g->v[x->arg[0]].width : x->width;
-			if (g) {
-				t = stmt(l, S_ZERO, l->name[v]);
-				t->n = x->width > 1 ? x->width : 0;
-				t = stmt(l, S_LOOP, "head");
-				t->hi = (int)l->mult;
-				t->reduce = NULL;
-			}
-			if (op_info[x->op].class == CL_POINT) {
-				Exp *o[2] = { NULL, NULL };
-
-				for (j = 0; j < op_info[x->op].arity; j++) {
-					const Val *y = &l->g->v[x->arg[j]];
-
-					o[j] = y->kind == K_ROWVAL ?
-					        rowval(l, x->arg[j], 0, y->width > 1) :
-					        y->op == OP_NUM ? scalar(l, x->arg[j]) :
-					        exp_var(l, l->name[x->arg[j]]);
-				}
-				e = exp_op(l, x->op, o[0], o[1]);
-			} else if (x->op == OP_SUMG) {
-				e = rowval(l, x->arg[0], 0, 1);
-			} else if (x->op == OP_BCAST) {
-				e = l->g->v[x->arg[0]].kind == K_ROWVAL ?
-				        rowval(l, x->arg[0], 0, 0) :
-				        operand(l, x->arg[0], 0, 1);
-			} else {
-				e = shifted(l, v, 0);
-				e->idx = (Idx){ 0, x->width > 1, 0 };
-			}
-			t = stmt(l, x->op == OP_SUMG ? S_ADD : x->width > 1 ? S_SET : S_LET,
-			         l->name[v]);
 			t->e = e;
-			t->idx = (Idx){ 0, 1, 0 };
-			if (g)
-				stmt(l, S_END, NULL);
 		}
-		if (!l->root[v])
+		if (x->kind != K_ROWVAL || rowval_inline(l, v))
 			continue;
-		if (x->width > 1) {
-			t = stmt(l, S_LOOP, "head");
-			t->hi = x->width;
-		}
-		t = stmt(l, S_STORE, NULL);
-		t->par = l->par[v];
-		t->idx = (Idx){ 0, x->width > 1, 0 };
-		t->e = rowval(l, v, 0, 1);
-		if (x->width > 1)
-			stmt(l, S_END, NULL);
+		if (x->op != OP_DOT && x->op != OP_SUMC)
+			rowval_let(l, v);
+		if (l->root[v])
+			rowval_store(l, v);
 	}
 }
 

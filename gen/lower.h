@@ -55,6 +55,8 @@ Exp *exp_op(Lower *l, Op op, Exp *a, Exp *b);
 Idx here(const Lower *l, int base);
 Exp *scalar(Lower *l, int v);
 Exp *scalar_named(Lower *l, int v);
+bool rowval_inline(const Lower *l, int v);
+Exp *rowval_operand(Lower *l, int v, int group_step);
 Exp *rowval(Lower *l, int v, int group_base, int group_step);
 Exp *operand(Lower *l, int v, int base, int width);
 Exp *shifted(Lower *l, int i, int base);

@@ -245,6 +245,27 @@ scalar_named(Lower *l, int v)
 	return exp_var(l, l->name[v]);
 }
 
+/* a rowval that one expression uses, which then holds it inline */
+bool
+rowval_inline(const Lower *l, int v)
+{
+	const Val *x = &l->g->v[v];
+
+	return l->inside[v] && x->kind == K_ROWVAL && x->width == 1 && !x->name &&
+	       !l->root[v] && l->uses[v] == 1 && op_info[x->op].class == CL_POINT;
+}
+
+/* operand of a pointwise rowval: like rowval, and numbers and scalars */
+Exp *
+rowval_operand(Lower *l, int v, int group_step)
+{
+	const Val *x = &l->g->v[v];
+
+	if (x->kind == K_ROWVAL)
+		return rowval(l, v, 0, x->width > 1 ? group_step : 0);
+	return x->op == OP_NUM ? scalar(l, v) : exp_var(l, l->name[v]);
+}
+
 /* a rowval: a name, or an array with an element per group */
 Exp *
 rowval(Lower *l, int v, int group_base, int group_step)
@@ -252,6 +273,11 @@ rowval(Lower *l, int v, int group_base, int group_step)
 	const Val *x = &l->g->v[v];
 	Exp *e;
 
+	if (rowval_inline(l, v)) {
+		e = rowval_operand(l, x->arg[0], 0);
+		return exp_op(l, x->op, e, x->arg[1] < 0 ? NULL :
+		              rowval_operand(l, x->arg[1], 0));
+	}
 	if (x->width == 1 && l->name[v])
 		return exp_var(l, l->name[v]);
 	e = exp_new(l, l->inside[v] ? X_ELEM : X_LOAD);

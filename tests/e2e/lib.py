@@ -15,7 +15,7 @@ import traceback
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-HCGEN = str(ROOT / "build/hcgen")
+HCGEN = os.environ.get("HCGEN") or str(ROOT / "build/hcgen")   # another: one with sanitizers
 SMALL = ROOT / "tests/e2e/small.yaml"
 REFERENCE = ROOT / "specs/reference.yaml"
 CASES = []

@@ -137,8 +137,9 @@ below(int n)
 
 /* models */
 
+/* set: "path=value", as after --set */
 static inline Model *
-model_of(const char *name, const char *yaml)
+model_set(const char *name, const char *yaml, int nset, const char *const *set)
 {
 	char path[] = "/tmp/unit_test.XXXXXX";
 	int fd = mkstemp(path);
@@ -150,7 +151,7 @@ model_of(const char *name, const char *yaml)
 	if (fd < 0 || write(fd, yaml, n) != (ssize_t)n)
 		die("%s: %s", path, strerror(errno));
 	close(fd);
-	s = spec_read(mem, d, path, 0, NULL);
+	s = spec_read(mem, d, path, nset, set);
 	unlink(path);
 	if (s)
 		m = model_build(mem, d, s);
@@ -160,6 +161,12 @@ model_of(const char *name, const char *yaml)
 	}
 	model_verify(m);
 	return m;
+}
+
+static inline Model *
+model_of(const char *name, const char *yaml)
+{
+	return model_set(name, yaml, 0, NULL);
 }
 
 /* the specs that every stage is tested on: small, and between them every key
@@ -398,11 +405,11 @@ norm2(const double *x, long n)
 	return sqrt(s);
 }
 
-/* |x - y| / |y|; 0 where both are 0; infinite where x holds a NaN */
+/* |x - y| / scale; 0 where both are 0; infinite where x holds a NaN */
 static inline double
-distance(const double *x, const double *y, long n)
+distance(const double *x, const double *y, long n, double ref)
 {
-	double s = 0, ref = norm2(y, n);
+	double s = 0;
 	long i;
 
 	for (i = 0; i < n; i++)
@@ -413,23 +420,28 @@ distance(const double *x, const double *y, long n)
 }
 
 /* Largest distance between the results of two runs of one model: loss, logits
- * and gradients.  where: the first one beyond the bound. */
+ * and gradients; of sums that cancel, in units of the summed magnitudes.
+ * where: the first one beyond the bound. */
 static inline double
 results_differ(const Interp *a, const Interp *b, double bound, const char **where)
 {
 	const Model *m = a->g->model;
-	double d, worst = 0;
-	int i;
+	double d, scale, worst = 0;
+	int i, v, w;
+	long n;
 
 	*where = "";
 	for (i = -2; i < m->nparam; i++) {
-		if (i == -2)
-			d = a->g->loss < 0 ? 0 : distance(a->x[a->g->loss], b->x[b->g->loss], 1);
-		else if (i == -1)
-			d = a->g->logits < 0 ? 0 : distance(a->x[a->g->logits],
-			        b->x[b->g->logits], a->in->T * m->Vp);
-		else
-			d = distance(a->grad[i], b->grad[i], m->param[i].n);
+		if (i >= 0) {
+			n = m->param[i].n;
+			scale = fmax(norm2(b->grad[i], n), norm2(b->grad_mag[i], n));
+			d = distance(a->grad[i], b->grad[i], n, scale);
+		} else {
+			v = i == -2 ? a->g->loss : a->g->logits;
+			w = i == -2 ? b->g->loss : b->g->logits;
+			n = i == -2 ? 1 : a->in->T * m->Vp;
+			d = v < 0 ? 0 : distance(a->x[v], b->x[w], n, norm2(b->x[w], n));
+		}
 		if (d > bound && !**where)
 			*where = i == -2 ? "loss" : i == -1 ? "logits" : m->param[i].name;
 		worst = d > worst ? d : worst;

@@ -18,7 +18,8 @@ ref(Graph *g, Ref r)
 	if (r.param < 0)
 		return num(g, r.num);
 	c = coef(g, r.param, r.idx);
-	return g->model->spec->coef_bf16 ? point(g, OP_BF16, c, -1) : c;
+	return g->model->spec->coef_bf16 && r.param != g->model->output_param ?
+	       point(g, OP_BF16, c, -1) : c;
 }
 
 static int

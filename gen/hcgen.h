@@ -68,6 +68,7 @@ typedef struct {
 	int n0;                 /* lanes at layer 0 */
 	int nout;               /* lanes at the end */
 	Ref output[MaxLanes];
+	int output_param;       /* hc.output, or -1: coef_dtype leaves it alone */
 	int lane_init;          /* parameter or -1 */
 	Ref init_term[MaxSources][MaxLanes];    /* lane-init coefficients; num 0: none */
 	int table[MaxSources];  /* bigram table parameter or -1 */

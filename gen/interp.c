@@ -488,6 +488,25 @@ eval_tuple(Interp *I, int i)
 	free(s[2]);
 }
 
+/* A result that a graph takes twice (before simplify merges them): the later
+ * OUT is a copy of the first. */
+static void
+eval_out(Interp *I, int i)
+{
+	const Val *v = &I->g->v[i], *w;
+	size_t n = v->kind == K_MAT ? mat_count(I->g, v) : val_count(v, I->in->T);
+	int j;
+
+	for (j = v->arg[0] + 1; !I->x[i] && j < i; j++) {
+		w = &I->g->v[j];
+		if (w->op != OP_OUT || w->arg[0] != v->arg[0] ||
+		    w->attr[0] != v->attr[0] || !I->x[j])
+			continue;
+		I->x[i] = interp_array(n);
+		memcpy(I->x[i], I->x[j], n * sizeof *I->x[i]);
+	}
+}
+
 static void
 eval_heavy(Interp *I, int i, double *r)
 {
@@ -568,8 +587,12 @@ interp_eval(Interp *I, int i)
 	const Val *v = &g->v[i];
 	size_t n = val_count(v, I->in->T);
 
-	if (v->op == OP_MAT || v->op == OP_OUT)
+	if (v->op == OP_MAT)
 		return;
+	if (v->op == OP_OUT) {
+		eval_out(I, i);
+		return;
+	}
 	if (v->kind == K_TUPLE) {
 		eval_tuple(I, i);
 		return;
@@ -661,7 +684,7 @@ last_uses(const Graph *g, const bool *want)
 	if (!last)
 		die("out of memory: the interpreter");
 	for (i = 0; i < g->n; i++) {
-		last[i] = !want || want[i] ? g->n : i;
+		last[i] = !want || want[i] || g->v[i].op == OP_OUT ? g->n : i;
 		for (j = 0; j < 6 && g->v[i].arg[j] >= 0; j++)
 			if (last[g->v[i].arg[j]] < i)
 				last[g->v[i].arg[j]] = i;

@@ -603,11 +603,12 @@ output(Ctx *c)
 	if (s->leave == LEAVE_LANE && s->leave_lane >= m->n)
 		ERR(c, "hc.leave", "lane %d does not exist: there are %d, counted from 0",
 		    s->leave_lane, m->n);
+	m->output_param = -1;
 	if (s->output != OUTPUT_LEARNED)
 		return;
 	/* the table has n entries; where one stream reaches the end of a net with
 	 * lanes it is not used */
-	id = param_new(c, "hc.output", ROLE_COEF, 1, m->n, 0, 0);
+	id = m->output_param = param_new(c, "hc.output", ROLE_COEF, 1, m->n, 0, 0);
 	p = &m->param[id];
 	p->values = NEWN(c->a, double, m->n);
 	for (k = 0; k < m->n; k++) {

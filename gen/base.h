@@ -1,4 +1,5 @@
-/* Arena, text buffer, interned strings, hashes.  No other file calls free(). */
+/* Arena, text buffer, interned strings, hashes, files.  In gen, only this and the
+ * interpreter, which holds large arrays for a moment, call free(). */
 #ifndef BASE_H
 #define BASE_H
 

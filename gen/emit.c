@@ -119,7 +119,7 @@ load_text(const Kern *k, const Exp *e, Buf *b)
 	const char *t = e->kind == X_SHIFT ? e->name : p->kind == P_TABLE ? "t%seq" : "t";
 
 	if (p->kind == P_TABLE)
-		snprintf(row, sizeof row, "t %% %d*%ld", k->plan->model->seq, p->width);
+		snprintf(row, sizeof row, "(t %% %d)*%ld", k->plan->model->seq, p->width);
 	else if (p->width == 1)
 		snprintf(row, sizeof row, "%s", t);
 	else
@@ -184,6 +184,8 @@ exp_text(const Kern *k, const Exp *e, int level, Buf *b)
 		buf_puts(b, "-");
 		exp_text(k, e->a, 2, b);
 	} else {
+		if (e->op != OP_ADD && e->op != OP_SUB && e->op != OP_MUL)
+			bug("emit: no C for %s", op_info[e->op].name);
 		exp_text(k, e->a, own, b);
 		buf_puts(b, e->op == OP_ADD ? " + " : e->op == OP_SUB ? " - " : " * ");
 		exp_text(k, e->b, own + (e->op != OP_ADD), b);

@@ -8,7 +8,8 @@
  * Here is the seam for a search: mark_anchors() decides what is computed once
  * and kernel_of() where; the rest follows.  `plan.search: naive` anchors what
  * heavy steps demand, every reduction, and every value that graph.c and
- * grad.c flag as kept: lanes, sources and their gradients. */
+ * grad.c flag as kept: lanes, sources, norms' 1/rms, gates, and gradients of
+ * lanes and sources. */
 #include "fuse.h"
 
 #include <string.h>
@@ -169,6 +170,23 @@ expand(Fuse *f, RowKernel *k, int v, bool top)
 		expand(f, k, x->arg[j], false);
 }
 
+/* the partials of a kernel's scalar sums lie side by side */
+static void
+number_sums(Fuse *f, RowKernel *k)
+{
+	const Val *v;
+	int i;
+
+	k->sum0 = f->p->npart;
+	for (i = 0; i < k->nroot; i++) {
+		v = &f->g->v[k->root[i]];
+		if (v->op == OP_SUMR && v->kind == K_SCALAR) {
+			f->p->partof[k->root[i]] = f->p->npart++;
+			k->nsum++;
+		}
+	}
+}
+
 static void
 make_kernels(Fuse *f)
 {
@@ -191,12 +209,9 @@ make_kernels(Fuse *f)
 			continue;
 		k = kernel_of(f, f->level[i]);
 		*PUSH(f->a, k->root, k->nroot, k->caproot) = i;
-		if (g->v[i].op != OP_SUMR || g->v[i].kind != K_SCALAR)
-			continue;
-		if (!k->nsum++)
-			k->sum0 = f->p->npart;
-		f->p->partof[i] = f->p->npart++;
 	}
+	for (j = 0; j < f->nkern; j++)
+		number_sums(f, f->kern[j]);
 }
 /* row kernels */
 

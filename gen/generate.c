@@ -2,10 +2,13 @@
  * which always runs, and its printer, behind a letter of --dump:
  *
  *   m model   g graph   b graph with gradients   s simplified   f plan   k kernels */
+#define _POSIX_C_SOURCE 200809L
 #include "hcgen.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 static size_t
 align256(size_t n)
@@ -125,6 +128,63 @@ write_file(const char *dir, const char *name, const Buf *text)
 	buf_free(&path);
 }
 
+static bool
+is_ours(const Bundle *b, const char *file)
+{
+	int i;
+	size_t n;
+
+	for (i = 0; i < b->ntext; i++) {
+		n = strlen(b->text[i].name);
+		if (strncmp(file, b->text[i].name, n) == 0 && strcmp(file + n, ".c") == 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+has_manifest(const char *dir)
+{
+	static const char first[] = "hcgen-manifest ";
+	char line[sizeof first] = "";
+	Buf path = {0};
+	FILE *f;
+
+	buf_printf(&path, "%s/manifest", dir);
+	f = fopen(path.s, "r");
+	buf_free(&path);
+	if (!f)
+		return false;
+	if (!fgets(line, sizeof line, f))
+		line[0] = 0;
+	fclose(f);
+	return strcmp(line, first) == 0;
+}
+
+/* Kernels of an earlier emission that this one does not have: a directory of
+ * kernels is exactly what the manifest lists.  Nothing is removed from a
+ * directory that no emission made. */
+static void
+remove_stale(const Bundle *b, const char *dir, const char *kernels)
+{
+	DIR *d = has_manifest(dir) ? opendir(kernels) : NULL;
+	struct dirent *e;
+	Buf path = {0};
+	size_t n;
+
+	while (d && (e = readdir(d))) {
+		n = strlen(e->d_name);
+		if (n < 3 || strcmp(e->d_name + n - 2, ".c") != 0 || is_ours(b, e->d_name))
+			continue;
+		path.len = 0;
+		buf_printf(&path, "%s/%s", kernels, e->d_name);
+		unlink(path.s);
+	}
+	if (d)
+		closedir(d);
+	buf_free(&path);
+}
+
 void
 bundle_write(const Bundle *b, const char *dir)
 {
@@ -134,6 +194,7 @@ bundle_write(const Bundle *b, const char *dir)
 	buf_printf(&path, "%s/kernels", dir);
 	if (dir_make(path.s) != 0)
 		die("cannot make directory %s: %s", path.s, strerror(errno));
+	remove_stale(b, dir, path.s);
 	spec_print(b->model->spec, &out);
 	write_file(dir, "spec.yaml", &out);
 	out.len = 0;

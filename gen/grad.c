@@ -192,6 +192,10 @@ back_other(Back *b, int i, int d)
 		grad_contrib(g, v.attr[0], v.attr[1], d);
 		break;
 	case OP_DOT:
+		if (x == y) {
+			give(b, x, mul(g, mul(g, num(g, 2), d), x));
+			break;
+		}
 		if (b->needs[x])
 			give(b, x, mul(g, d, y));
 		if (b->needs[y])

@@ -348,7 +348,9 @@ sources(Build *b)
 			g->v[t].attr[0] = IDX_HASH;
 			g->v[t].attr[1] = src->rows;
 			g->v[t].accum = true;
-			b->src[j] = keep(g, t, src->name);
+			/* a prefix, so that no name of the user's is a word of C */
+			b->src[j] = keep(g, t, arena_printf(g->mem, "src_%s",
+			                                    src->name));
 		}
 		/* a detached source is the same vector behind a wall: grad.c
 		 * does not pass a bcast of a vec to itself */

@@ -161,6 +161,7 @@ void val_print(const Graph *g, int v, Buf *b);
 
 /* constructors; widths and kinds are inferred, operands checked */
 int num(Graph *g, double x);
+const char *coef_name(Arena *a, const char *name);     /* hc.post -> post */
 int coef(Graph *g, int param, int idx);
 int pvec(Graph *g, int param, int row);
 int mat(Graph *g, int param);

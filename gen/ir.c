@@ -121,13 +121,32 @@ num(Graph *g, double x)
 	return val_new(g, v);
 }
 
+/* last parts of a parameter's name: post, resid_lambda, e_coef */
+const char *
+coef_name(Arena *a, const char *name)
+{
+	const char *dot = strrchr(name, '.'), *p;
+
+	if (!dot)
+		return name;
+	for (p = dot; p > name && p[-1] != '.'; p--)
+		;
+	if (strncmp(p, "hc.", 3) == 0)
+		return dot + 1;
+	return arena_printf(a, "%.*s_%s", (int)(dot - p), p, dot + 1);
+}
+
 int
 coef(Graph *g, int param, int idx)
 {
+	const Param *p = &g->model->param[param];
+	int len = p->ndim > 1 ? (int)(p->n / p->dim[0]) : 1;
+	const char *name = coef_name(g->mem, p->name);
 	Val v = val_init(OP_COEF, K_SCALAR, 1, -1, -1);
 
 	v.attr[0] = param;
 	v.attr[1] = idx;
+	g->name = intern(len > 1 ? arena_printf(g->mem, "%s%d", name, idx % len) : name);
 	return val_new(g, v);
 }
 

@@ -95,8 +95,7 @@ typedef struct {
 	double row_read, row_write, row_flops;
 } Kern;
 
-/* requires: placed plan.  provides: every name defined once, loads and stores
- * within their rows.  The step's operands are set to the kernel's parameters. */
+/* requires: placed plan.  provides: statements in order, loops balanced.  The step's operands are set to the kernel's parameters. */
 Kern *lower(Arena *a, const Plan *p, Step *s, int target);
 
 void kern_verify(const Kern *k);
@@ -105,9 +104,6 @@ void kern_print(const Kern *k, FILE *f);         /* -d k */
 
 /* emit.c: the text of a kernel */
 void emit_kern(const Kern *k, Buf *b);
-
-/* lower_exp.c: the last parts of a parameter's name: post, e_coef */
-const char *coef_name(Arena *a, const char *name);
 
 /* tail.c */
 void emit_tail(const Plan *p, Step *s, Buf *b);

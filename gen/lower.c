@@ -66,6 +66,23 @@ find_phases(Lower *l)
 }
 /* phases */
 
+/* mark what the loops of a phase evaluate for v, which they need */
+static void
+mark_own(Lower *l, int v, int phase)
+{
+	const Val *x = &l->g->v[v];
+	int j;
+
+	if (x->kind != K_VEC || !l->inside[v] || l->own[v] || l->phase[v] > phase)
+		return;
+	if (l->phase[v] == phase)
+		l->own[v] = true;
+	for (j = 0; j < op_info[x->op].arity; j++)
+		mark_own(l, x->arg[j], phase);
+}
+
+/* What a later phase needs of an earlier one: held if that one computes it
+ * anyway, computed again (from loads) if not. */
 static void
 mark_held(Lower *l, int v, int phase)
 {
@@ -74,7 +91,7 @@ mark_held(Lower *l, int v, int phase)
 
 	if (x->kind != K_VEC || !l->inside[v])
 		return;
-	if (l->phase[v] < phase && op_info[x->op].class == CL_POINT) {
+	if (l->phase[v] < phase && l->own[v] && op_info[x->op].class == CL_POINT) {
 		l->held[v] = true;
 		return;
 	}
@@ -93,23 +110,37 @@ sink_phase(const Lower *l, int v)
 	return l->phase[v];
 }
 
+static bool
+is_sink(const Lower *l, int v)
+{
+	const Val *x = &l->g->v[v];
+
+	return x->op == OP_DOT || x->op == OP_SUMC || x->op == OP_SUMR ||
+	       (l->root[v] && x->kind == K_VEC);
+}
+
 static void
 mark_all_held(Lower *l)
 {
 	const Val *x;
-	int q, i, v, j;
+	int i, v, j;
 
-	for (q = l->nphase; q >= 0; q--)
-		for (i = l->nnode - 1; i >= 0; i--) {
-			v = l->node[i];
-			x = &l->g->v[v];
-			if (sink_phase(l, v) != q)
-				continue;
-			if (x->op == OP_DOT || x->op == OP_SUMC || x->op == OP_SUMR ||
-			    ((l->root[v] || l->held[v]) && x->kind == K_VEC))
-				for (j = 0; j < op_info[x->op].arity; j++)
-					mark_held(l, x->arg[j], q);
-		}
+	for (i = 0; i < l->nnode; i++) {
+		v = l->node[i];
+		x = &l->g->v[v];
+		if (!is_sink(l, v))
+			continue;
+		if (x->kind == K_VEC)
+			mark_own(l, v, sink_phase(l, v));
+		for (j = 0; j < op_info[x->op].arity; j++)
+			mark_own(l, x->arg[j], sink_phase(l, v));
+	}
+	for (i = l->nnode - 1; i >= 0; i--) {
+		v = l->node[i];
+		x = &l->g->v[v];
+		for (j = 0; is_sink(l, v) && j < op_info[x->op].arity; j++)
+			mark_held(l, x->arg[j], sink_phase(l, v));
+	}
 }
 
 static int
@@ -160,9 +191,9 @@ rowval_formula(Lower *l, int v)
 	Exp *e;
 
 	if (op_info[x->op].class == CL_POINT) {
-		e = rowval_operand(l, x->arg[0], 1);
+		e = rowval_operand(l, x->arg[0], 0, 1);
 		return exp_op(l, x->op, e, x->arg[1] < 0 ? NULL :
-		              rowval_operand(l, x->arg[1], 1));
+		              rowval_operand(l, x->arg[1], 0, 1));
 	}
 	if (x->op == OP_SUMG)
 		return rowval(l, x->arg[0], 0, 1);
@@ -175,44 +206,45 @@ rowval_formula(Lower *l, int v)
 }
 
 static void
+rowval_store(Lower *l, int v)
+{
+	Stmt *t = stmt(l, S_STORE, NULL);
+
+	t->par = l->par[v];
+	t->idx = (Idx){ 0, l->g->v[v].width > 1, 0 };
+	t->e = rowval(l, v, 0, 1);
+}
+
+static void
 rowval_let(Lower *l, int v)
 {
 	const Val *x = &l->g->v[v];
-	bool loop = x->width > 1 || x->op == OP_SUMG;
+	bool heads = x->width > 1, made = x->op == OP_DOT || x->op == OP_SUMC;
+	bool loop = (heads && (!made || l->root[v])) || x->op == OP_SUMG;
 	Stmt *t;
 	Exp *e;
 
 	l->mult = x->op == OP_SUMG ? l->g->v[x->arg[0]].width : x->width;
+	if (loop && !made) {
+		t = stmt(l, heads ? S_ARRAY : S_ZERO, l->name[v]);
+		t->n = heads ? x->width : 0;
+	}
 	if (loop) {
-		t = stmt(l, S_ZERO, l->name[v]);
-		t->n = x->width > 1 ? x->width : 0;
 		t = stmt(l, S_LOOP, "head");
 		t->hi = (int)l->mult;
 	}
-	e = rowval_formula(l, v);
-	t = stmt(l, x->op == OP_SUMG ? S_ADD : x->width > 1 ? S_SET : S_LET, l->name[v]);
-	t->e = e;
-	t->idx = (Idx){ 0, 1, 0 };
+	if (!made) {
+		e = rowval_formula(l, v);
+		t = stmt(l, x->op == OP_SUMG ? S_ADD : heads ? S_SET : S_LET, l->name[v]);
+		t->e = e;
+		t->idx = (Idx){ 0, 1, 0 };
+	}
+	if (l->root[v] && x->op != OP_SUMG)
+		rowval_store(l, v);
 	if (loop)
 		stmt(l, S_END, NULL);
-}
-
-static void
-rowval_store(Lower *l, int v)
-{
-	bool heads = l->g->v[v].width > 1;
-	Stmt *t;
-
-	if (heads) {
-		t = stmt(l, S_LOOP, "head");
-		t->hi = l->g->v[v].width;
-	}
-	t = stmt(l, S_STORE, NULL);
-	t->par = l->par[v];
-	t->idx = (Idx){ 0, heads, 0 };
-	t->e = rowval(l, v, 0, 1);
-	if (heads)
-		stmt(l, S_END, NULL);
+	if (l->root[v] && x->op == OP_SUMG)
+		rowval_store(l, v);
 }
 
 /* rowvals that become known after a phase's loops */
@@ -236,10 +268,7 @@ rowvals(Lower *l, int phase)
 		}
 		if (x->kind != K_ROWVAL || rowval_inline(l, v))
 			continue;
-		if (x->op != OP_DOT && x->op != OP_SUMC)
-			rowval_let(l, v);
-		if (l->root[v])
-			rowval_store(l, v);
+		rowval_let(l, v);
 	}
 }
 
@@ -308,7 +337,7 @@ name_values(Lower *l)
 		base = x->name;
 		if (base && name_taken(l, base))
 			base = arena_printf(l->a, "%s_next", base);
-		if (x->op == OP_SUMR && x->kind == K_SCALAR)
+		if (x->op == OP_SUMR && x->kind == K_SCALAR && !base)
 			base = "sum";
 		if (!base)
 			base = x->kind == K_ROWVAL ? op_info[x->op].name : "x";
@@ -360,7 +389,8 @@ row_sources(Lower *l)
 			l->k->par[l->k->npar - 1].shape = "[T]";
 			l->k->par[l->k->npar - 1].what = "first row of the document";
 		}
-		t = stmt(l, S_ROW_SRC, l->name[v]);
+		l->from[v] = unique(l, arena_printf(l->a, "%s_from", l->name[v]));
+		t = stmt(l, S_ROW_SRC, l->from[v]);
 		t->shift[0] = x->op == OP_SHIFT ? x->attr[0] : -x->attr[0];
 		t->shift[1] = x->attr[1];
 		t->shift[2] = x->attr[2];
@@ -441,6 +471,22 @@ sums_end(Lower *l, int part)
 	}
 }
 
+/* is rowval v used at its own row, not only through shifts? */
+static bool
+used_here(const Lower *l, int v)
+{
+	const Val *x;
+	int i, j;
+
+	for (i = 0; i < l->nnode; i++) {
+		x = &l->g->v[l->node[i]];
+		for (j = 0; j < op_info[x->op].arity; j++)
+			if (x->arg[j] == v && x->op != OP_SHIFT && x->op != OP_UNSHIFT)
+				return true;
+	}
+	return false;
+}
+
 static void
 hold_arrays(Lower *l)
 {
@@ -463,6 +509,8 @@ hold_arrays(Lower *l)
 			l->name[v] = NULL;
 			continue;
 		}
+		if (!used_here(l, v))
+			continue;
 		t = stmt(l, S_LET, l->name[v]);
 		t->e = exp_new(l, X_LOAD);
 		t->e->par = l->srcpar[v];
@@ -499,11 +547,13 @@ lower(Arena *a, const Plan *p, Step *s, int target)
 	l->root = NEWN(a, bool, n);
 	l->inside = NEWN(a, bool, n);
 	l->held = NEWN(a, bool, n);
+	l->own = NEWN(a, bool, n);
 	l->phase = NEWN(a, int, n);
 	l->uses = NEWN(a, int, n);
 	l->par = NEWN(a, int, n);
 	l->srcpar = NEWN(a, int, n);
 	l->name = NEWN(a, const char *, n);
+	l->from = NEWN(a, const char *, n);
 	for (i = 0; i < l->r->nin; i++)
 		l->in[l->r->in[i]] = true;
 	for (i = 0; i < l->r->nroot; i++)
@@ -514,8 +564,8 @@ lower(Arena *a, const Plan *p, Step *s, int target)
 	mark_all_held(l);
 	parameters(l);
 	name_values(l);
-	formulas(l);
 	read_scalars(l);
+	formulas(l);
 	sums_begin(l, &part);
 	stmt(l, S_ROWS, NULL);
 	row_sources(l);
@@ -535,7 +585,7 @@ lower(Arena *a, const Plan *p, Step *s, int target)
 	return l->k;
 }
 
-/* names are defined once per scope and before use; parameters exist */
+/* loops balance, no statement lacks a name or a parameter */
 void
 kern_verify(const Kern *k)
 {

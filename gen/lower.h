@@ -18,8 +18,10 @@ typedef struct {
 	int *phase;                     /* vec: loop it is computed in; rowval: first
 	                                 * phase that can use it */
 	int *uses;
-	bool *held;                     /* vec kept in a local array for later phases */
+	bool *own;                      /* vec that the loops of its phase evaluate */
+	bool *held;                     /* and keep in a local array for later phases */
 	const char **name;              /* value -> local name */
+	const char **from;              /* shift -> name of the row it takes */
 	int *par, *srcpar;              /* value -> parameter: stored in, read from */
 	int nphase;
 	int node[1 << 14], nnode;       /* computed values, in order */
@@ -56,7 +58,7 @@ Idx here(const Lower *l, int base);
 Exp *scalar(Lower *l, int v);
 Exp *scalar_named(Lower *l, int v);
 bool rowval_inline(const Lower *l, int v);
-Exp *rowval_operand(Lower *l, int v, int group_step);
+Exp *rowval_operand(Lower *l, int v, int group_base, int group_step);
 Exp *rowval(Lower *l, int v, int group_base, int group_step);
 Exp *operand(Lower *l, int v, int base, int width);
 Exp *shifted(Lower *l, int i, int base);

@@ -96,21 +96,6 @@ value_par(Lower *l, int v, bool output)
 	*(output ? &l->k->row_write : &l->k->row_read) += x->width * dt_size(dt);
 }
 
-/* last parts of a parameter's name: post, resid_lambda, e_coef */
-const char *
-coef_name(Arena *a, const char *name)
-{
-	const char *dot = strrchr(name, '.'), *p;
-
-	if (!dot)
-		return name;
-	for (p = dot; p > name && p[-1] != '.'; p--)
-		;
-	if (strncmp(p, "hc.", 3) == 0)
-		return dot + 1;
-	return arena_printf(a, "%.*s_%s", (int)(dot - p), p, dot + 1);
-}
-
 static int
 coef_rowlen(const Param *p)
 {
@@ -129,7 +114,7 @@ coef_par(Lower *l, int param, int row, ParKind kind, int width)
 		if (l->k->par[i].kind == kind && l->k->par[i].opd.off == off &&
 		    l->k->par[i].opd.kind == OPD_ARENA)
 			return i;
-	i = par_new(l, kind, coef_name(l->a, p->name), F32, width,
+	i = par_new(l, kind, arena_printf(l->a, "%s_row", coef_name(l->a, p->name)), F32, width,
 	            opd_arena(A_PARAMS, off, F32, width));
 	l->k->par[i].shape = arena_printf(l->a, "[%d]", width);
 	l->k->par[i].what = p->name;
@@ -219,26 +204,17 @@ Exp *
 scalar_named(Lower *l, int v)
 {
 	const Val *x = &l->g->v[v];
-	const Par *p;
 	Exp *e;
 
 	if (x->op == OP_NUM)
 		return scalar(l, v);
 	if (!l->name[v]) {
 		Stmt *s;
-		const char *base = "s";
 
 		e = scalar(l, v);
-		if (e->kind == X_SCALAR) {
-			p = &l->k->par[e->par];
-			base = p->width > 1 ? arena_printf(l->a, "%s%d", p->name,
-			        e->idx.base) : arena_printf(l->a, "%s_", p->name);
-		} else if (e->op == OP_BF16 && e->a->kind == X_SCALAR) {
-			p = &l->k->par[e->a->par];
-			base = p->width > 1 ? arena_printf(l->a, "%s%d", p->name,
-			        e->a->idx.base) : arena_printf(l->a, "%s_", p->name);
-		}
-		l->name[v] = unique(l, base);
+		if (x->op == OP_BF16 && !x->name)
+			x = &l->g->v[x->arg[0]];
+		l->name[v] = unique(l, x->name ? x->name : "s");
 		s = stmt(l, S_LET, l->name[v]);
 		s->e = e;
 	}
@@ -251,18 +227,17 @@ rowval_inline(const Lower *l, int v)
 {
 	const Val *x = &l->g->v[v];
 
-	return l->inside[v] && x->kind == K_ROWVAL && x->width == 1 && !x->name &&
-	       !l->root[v] && l->uses[v] == 1 && op_info[x->op].class == CL_POINT;
+	return l->inside[v] && x->kind == K_ROWVAL && !x->name && !l->root[v] && l->uses[v] == 1 && op_info[x->op].class == CL_POINT;
 }
 
 /* operand of a pointwise rowval: like rowval, and numbers and scalars */
 Exp *
-rowval_operand(Lower *l, int v, int group_step)
+rowval_operand(Lower *l, int v, int group_base, int group_step)
 {
 	const Val *x = &l->g->v[v];
 
 	if (x->kind == K_ROWVAL)
-		return rowval(l, v, 0, x->width > 1 ? group_step : 0);
+		return rowval(l, v, group_base, group_step);
 	return x->op == OP_NUM ? scalar(l, v) : exp_var(l, l->name[v]);
 }
 
@@ -274,9 +249,9 @@ rowval(Lower *l, int v, int group_base, int group_step)
 	Exp *e;
 
 	if (rowval_inline(l, v)) {
-		e = rowval_operand(l, x->arg[0], 0);
+		e = rowval_operand(l, x->arg[0], group_base, group_step);
 		return exp_op(l, x->op, e, x->arg[1] < 0 ? NULL :
-		              rowval_operand(l, x->arg[1], 0));
+		              rowval_operand(l, x->arg[1], group_base, group_step));
 	}
 	if (x->width == 1 && l->name[v])
 		return exp_var(l, l->name[v]);
@@ -390,14 +365,14 @@ shifted(Lower *l, int i, int base)
 
 	e->par = l->srcpar[x->arg[0]];
 	e->idx = x->kind == K_VEC ? here(l, base) : (Idx){ base, 0, 0 };
-	e->name = l->name[i];
+	e->name = l->from[i];
 	if (x->attr[1] != EDGE_KEEP || x->op == OP_SHIFT)
 		return e;
 	/* adjoint of "the first row keeps its own": it gets its own back */
 	own = exp_new(l, X_SHIFT);
 	own->par = e->par;
 	own->idx = e->idx;
-	own->name = arena_printf(l->a, "%s_own", l->name[i]);
+	own->name = arena_printf(l->a, "%s_own", l->from[i]);
 	return exp_op(l, OP_ADD, e, own);
 }
 
@@ -456,8 +431,11 @@ evaluate(Lower *l, int v, int base)
 			e = operand(l, x->arg[0], base, width);
 			e = exp_op(l, x->op, e, x->arg[1] < 0 ? NULL :
 			           operand(l, x->arg[1], base, width));
-			/* a + 0 and a - 0 come from pads */
-			if (e->op == OP_ADD && e->a->kind == X_NUM && e->a->num == 0)
+			/* a + 0, a - 0 and a * 0 come from pads */
+			if (e->op == OP_MUL && ((e->a->kind == X_NUM && e->a->num == 0) ||
+			    (e->b->kind == X_NUM && e->b->num == 0)))
+				e = exp_num(l, 0);
+			else if (e->op == OP_ADD && e->a->kind == X_NUM && e->a->num == 0)
 				e = e->b;
 			else if ((e->op == OP_ADD || e->op == OP_SUB) && e->b &&
 			         e->b->kind == X_NUM && e->b->num == 0)
@@ -494,17 +472,18 @@ formula_of(Lower *l, int v, bool top, Buf *b)
 {
 	const Val *x = &l->g->v[v];
 	Buf p = {0}, q = {0};
-	int len;
 
 	if (x->op == OP_NUM) {
 		buf_num(b, x->num);
 		return;
 	}
+	if (!top && x->kind == K_SCALAR && l->name[v]) {
+		buf_puts(b, l->name[v]);
+		return;
+	}
 	if (x->op == OP_COEF || x->op == OP_PVEC) {
-		len = coef_rowlen(&l->g->model->param[x->attr[0]]);
-		buf_puts(b, coef_name(l->a, l->g->model->param[x->attr[0]].name));
-		if (x->op == OP_COEF && len > 1)
-			buf_printf(b, "%d", x->attr[1] % len);
+		buf_puts(b, x->name ? x->name :
+		         coef_name(l->a, l->g->model->param[x->attr[0]].name));
 		return;
 	}
 	if (x->op == OP_TABLE) {

@@ -25,7 +25,7 @@ head_size(const Lower *l, int v, int width)
 	return 0;
 }
 
-typedef struct { int n, at[MaxCut]; bool pairs; int npair; } Cuts;
+typedef struct { int n, at[MaxCut], npair, R, adjacent; } Cuts;
 
 static void
 cut(Cuts *c, int at)
@@ -64,6 +64,10 @@ find_cuts(const Lower *l, int v, int base, Cuts *flat, Cuts *heads)
 		base -= x->attr[0];
 		break;
 	case OP_ROTATE:
+		if (heads->R && (heads->R != x->attr[1] || heads->adjacent != x->attr[2]))
+			bug("lower: two sorts of rotation in one loop of %s", l->k->name);
+		heads->R = x->attr[1];
+		heads->adjacent = x->attr[2];
 		if (!x->attr[2])
 			cut(heads, x->attr[1] / 2);
 		else

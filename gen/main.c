@@ -14,7 +14,7 @@ typedef struct {
 	const char *set[256];
 	const char *out;        /* -o */
 	const char *dump;       /* -d */
-	const char *device, *params, *tokens, *dump_file, *prompt, *run;
+	const char *device, *params, *tokens, *dump_file, *prompt, *run, *kernels;
 	long n, threads, rows;
 	double temperature;
 	long long seed;
@@ -23,7 +23,8 @@ typedef struct {
 
 static const char usage[] =
 "usage: hcgen VERB [options]\n"
-"  check SPEC…              validate; the resolved model on one screen (--params: names and shapes)\n"
+"  check SPEC…              validate; the resolved model on one screen (--params: names and shapes;\n"
+"                           --schema: the table of keys, without a SPEC)\n"
 "  emit SPEC [-o DIR]       write the trainer: spec.yaml, plan.txt, manifest, kernels/\n"
 "  plan SPEC                steps, bytes, flops, modelled time, memory map\n"
 "  verify SPEC              emitted kernels against the interpreter in double, step by step and as a whole\n"
@@ -39,13 +40,14 @@ static const char usage[] =
 "  --threads N        threads, default all cores\n"
 "  -o DIR             where to write (default out/NAME)\n"
 "  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan, k kernels\n"
-"  --json             machine-readable output\n"
+"  --json             machine-readable output      --quiet   less of it\n"
 "verify\n"
 "  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"
 "                     one forward and backward on your own parameters and tokens\n"
 "  --rows N           tokens to verify on (default: about 128)\n"
 "train\n"
 "  --params P.safetensors   start from these parameters      --run DIR   where the run goes\n"
+"  --kernels DIR            an emitted directory, as it is: kernels edited there are run\n"
 "sample\n"
 "  --prompt TEXT  -n TOKENS  --temperature X\n";
 
@@ -81,7 +83,7 @@ word_option(Options *o, const char *opt, const char *value)
 		{ "-o", &o->out }, { "-d", &o->dump }, { "--device", &o->device },
 		{ "--params", &o->params }, { "--tokens", &o->tokens },
 		{ "--dump", &o->dump_file }, { "--prompt", &o->prompt },
-		{ "--run", &o->run },
+		{ "--run", &o->run }, { "--kernels", &o->kernels },
 	};
 	size_t i;
 
@@ -287,7 +289,10 @@ verb_train(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, file);
 	const char *dir = out_dir(a, o, m);
 
-	bundle_write(generate(a, m, 0, o->dump ? o->dump : ""), dir);
+	if (o->kernels)
+		dir = o->kernels;       /* as it is: its kernels may be edited */
+	else
+		bundle_write(generate(a, m, 0, o->dump ? o->dump : ""), dir);
 	return run_train(dir, slash ? arena_strndup(a, file, (size_t)(slash - file)) : ".",
 	                 o->run ? o->run : arena_printf(a, "%s/run", dir), o->params,
 	                 (int)o->threads, o->quiet, o->json);

@@ -132,6 +132,7 @@ tables_inputs(const Bundle *b, Buf *o)
 {
 	static const char *const name[] = { "tokens", "targets", "docstart" };
 	const Model *m = b->model;
+	char hash[65];
 	int i, j;
 
 	for (i = 0; m->rot && i < 2; i++) {
@@ -151,8 +152,11 @@ tables_inputs(const Bundle *b, Buf *o)
 		if (b->has_input[INPUT_HASH + j])
 			buf_printf(o, "input order hash inputs+%zu %d\n",
 			           b->input[INPUT_HASH_ORDER + j], m->spec->source[j].rows);
-	for (i = 0; i < b->ntext; i++)
-		buf_printf(o, "kernel %s kernels/%s.c\n", b->text[i].name, b->text[i].name);
+	for (i = 0; i < b->ntext; i++) {
+		sha256_hex(b->text[i].file, strlen(b->text[i].file), hash);
+		buf_printf(o, "kernel %s kernels/%s.c %s\n", b->text[i].name,
+		           b->text[i].name, hash);
+	}
 }
 
 static void

@@ -696,7 +696,8 @@ dimensions(Ctx *c)
 	m->sub = NEWN(c->a, Sub, m->S);
 }
 
-/* The model without its training run: what emitted text may depend on. */
+/* Of the canonical spec: comments, key order and defaults spelled out do not
+ * change it. */
 static void
 model_hash(Model *m)
 {

@@ -86,25 +86,25 @@ program_table(const Bundle *b, const Plan *p, Buf *o)
 {
 	const Step *s;
 	double bytes = 0, flops = 0, us = 0;
+	char gemm[64];
+	const char *what;
 	int i;
 
 	buf_printf(o, "\nprogram %s: %d steps, %ld tokens\n", p->prog, p->nstep, p->T);
-	buf_printf(o, "%5s  %-36s %-34s %12s %14s %9s\n", "step", "site", "kernel or gemm",
+	buf_printf(o, "%5s  %-36s %-46s %12s %14s %10s\n", "step", "site", "kernel or gemm",
 	           "bytes", "flops", "us");
 	for (i = 0; i < p->nstep; i++) {
 		s = &p->step[i];
-		if (s->kind == STEP_GEMM)
-			buf_printf(o, "%5d  %-36s %c%c %ldx%ldx%ld%s", i, s->site,
-			           s->ta ? 't' : 'n', s->tb ? 't' : 'n', s->m, s->n, s->k,
-			           s->acc ? " +=" : "");
-		else
-			buf_printf(o, "%5d  %-36s %-34s", i, s->site, b->text[s->text].name);
-		buf_printf(o, "  bytes %.0f flops %.0f us %.2f\n", s->nbytes, s->flops, s->us);
+		snprintf(gemm, sizeof gemm, "gemm %c%c %ld x %ld x %ld%s", s->ta ? 't' : 'n',
+		         s->tb ? 't' : 'n', s->m, s->n, s->k, s->acc ? " +=" : "");
+		what = s->kind == STEP_GEMM ? gemm : b->text[s->text].name;
+		buf_printf(o, "%5d  %-36s %-46s %12.0f %14.0f %10.2f\n", i, s->site, what,
+		           s->nbytes, s->flops, s->us);
 		bytes += s->nbytes;
 		flops += s->flops;
 		us += s->us;
 	}
-	buf_printf(o, "total  bytes %.0f flops %.0f modelled %.1f us\n", bytes, flops, us);
+	buf_printf(o, "%5s  %-83s %12.0f %14.0f %10.2f\n", "", "total", bytes, flops, us);
 }
 
 static void

@@ -1,9 +1,10 @@
 /* Graph -> Graph: numbers folded, equal values merged, dead ones gone.
  *
  * The graph is rebuilt through its constructors with folding on, which is
- * where the rules stand (graph.c): a frozen identity mix multiplies by 1 and
- * adds 0, a frozen one-hot read multiplies by 0, and both vanish.  Only exact
- * rules and products of numbers are used; sums are never reordered. */
+ * where the rules stand (ir.c): a frozen identity mix multiplies by 1 and adds
+ * 0, a frozen one-hot read multiplies by 0, and both vanish; a factor that all
+ * terms of a dot product or a sum share leaves it.  The terms of sums keep
+ * their order. */
 #include "hcgen.h"
 
 #include <string.h>

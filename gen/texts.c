@@ -2,7 +2,8 @@
  *
  * One text serves every launch that needs the same one: kernels are named for
  * what they compute, equal bodies share a file, and where two different bodies
- * would have one name, the later ones add the layer where they first occur. */
+ * would have one name, the later ones add the layer where they first occur (or
+ * the next number that is free). */
 #include "kern.h"
 #include "templates.h"
 
@@ -178,7 +179,7 @@ step_text(Bundle *b, const Plan *p, Step *s)
 		buf_puts(&f.name, s->name);
 		buf_puts(&f.name, "_");
 		template_holes(&f, s);
-		if (!f.n)
+		if (f.name.s[f.name.len - 1] == '_')
 			f.name.s[--f.name.len] = 0;
 		fill(s->name, template_text(s->name), f.h, f.n, &body);
 		break;

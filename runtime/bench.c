@@ -57,7 +57,7 @@ row_cmp(const void *a, const void *b)
 }
 
 static int
-add_rows(const Run *r, const RunProg *p, const double *t, Row *row, int n)
+add_rows(const Run *r, const RunProg *p, const double *t, double runs, Row *row, int n)
 {
 	int i, j;
 
@@ -71,8 +71,8 @@ add_rows(const Run *r, const RunProg *p, const double *t, Row *row, int n)
 			row[n++] = (Row){ .name = name };
 		row[j].n++;
 		row[j].s += t[i];
-		row[j].nbytes += p->step[i].nbytes;
-		row[j].flops += p->step[i].flops;
+		row[j].nbytes += runs * p->step[i].nbytes;
+		row[j].flops += runs * p->step[i].flops;
 	}
 	return n;
 }
@@ -105,8 +105,8 @@ bench(const char *dir, long steps, int nthreads)
 	}
 	t0 = now() - t0;
 	row = NEWN(r->mem, Row, tr->nstep + up->nstep);
-	n = add_rows(r, tr, a, row, 0);
-	n = add_rows(r, up, b, row, n);
+	n = add_rows(r, tr, a, (double)(steps * r->micro), row, 0);
+	n = add_rows(r, up, b, (double)steps, row, n);
 	qsort(row, (size_t)n, sizeof *row, row_cmp);
 	tokens = (double)(r->tokens * r->micro * steps);
 	for (i = 0; i < n; i++)
@@ -116,8 +116,8 @@ bench(const char *dir, long steps, int nthreads)
 	for (i = 0; i < n; i++)
 		printf("%-52s %5d %9.3f %7.2f %8.1f %9.1f\n", row[i].name, row[i].n,
 		       1e3 * row[i].s / (double)steps, 100 * row[i].s / sum,
-		       1e-9 * row[i].nbytes * (double)(steps * r->micro) / row[i].s,
-		       1e-9 * row[i].flops * (double)(steps * r->micro) / row[i].s);
+		       1e-9 * row[i].nbytes / row[i].s,
+		       1e-9 * row[i].flops / row[i].s);
 	printf("%ld steps of %ld tokens on %d threads: %.1f ms per step, %.0f tokens/s\n", steps,
 	       r->tokens * r->micro, pool_threads(r->pool), 1e3 * t0 / (double)steps,
 	       tokens / t0);

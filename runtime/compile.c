@@ -304,7 +304,7 @@ read_source(Arena *mem, const char *path, size_t *n)
 }
 
 static void
-plan_job(Build *b, const Run *r, int k)
+plan_job(Build *b, Run *r, int k)
 {
 	Job *j = &b->job[k];
 	Arena *mem = arena_new("kernel source");
@@ -315,6 +315,9 @@ plan_job(Build *b, const Run *r, int k)
 
 	j->source = arena_printf(b->mem, "%s/%s", r->dir, r->kernel[k].file);
 	s = read_source(mem, j->source, &n);
+	sha256_hex(s, n, hex);
+	r->kernel[k].edited = r->kernel[k].hash && strcmp(hex, r->kernel[k].hash) != 0;
+	r->nedited += r->kernel[k].edited;
 	buf_write(&key, b->identity.s, b->identity.len);
 	buf_write(&key, s, n);
 	sha256_hex(key.s, key.len, hex);
@@ -406,16 +409,6 @@ compile_item(void *arg, long item)
 	progress(b);
 }
 
-/* Kernels that differ from what emit wrote will be listed by a digest file;
- * until there is one every kernel counts as emitted. */
-static bool
-edited(const Run *r, int k)
-{
-	(void)r;
-	(void)k;
-	return false;
-}
-
 static void
 report(Build *b, const Run *r)
 {
@@ -435,7 +428,7 @@ report(Build *b, const Run *r)
 		if (strstr(j->output, "No space left on device"))
 			die("cannot compile %s: no space left on device",
 			    j->source);
-		if (edited(r, k))
+		if (r->kernel[k].edited)
 			die("%s does not compile", j->source);
 		bug("%s does not compile with %s", j->source, b->cc[0]);
 	}

@@ -44,7 +44,8 @@ typedef struct {
 	double base;
 } RunTable;
 
-typedef struct { const char *name, *file; HcKernel *fn; } RunKernel;
+/* hash: SHA-256 of the text as emitted, or NULL; edited: the file differs */
+typedef struct { const char *name, *file, *hash; bool edited; HcKernel *fn; } RunKernel;
 
 typedef struct { Place at; Dtype dt; long ld; } Mat;
 

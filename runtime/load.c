@@ -99,6 +99,16 @@ word(Load *l, const char *what)
 	return w;
 }
 
+static const char *
+digest(Load *l)
+{
+	const char *h = intern(word(l, "a hash"));
+
+	if (strlen(h) != 64 || strspn(h, "0123456789abcdef") != 64)
+		bad(l, "'%s' is not a SHA-256", h);
+	return h;
+}
+
 static char *
 rest(Load *l, const char *what)
 {
@@ -361,10 +371,7 @@ load_top(Load *l)
 	line_end(l);
 	line_next(l);
 	expect(l, "spec");
-	r->spec_hash = intern(word(l, "a hash"));
-	if (strlen(r->spec_hash) != 64 ||
-	    strspn(r->spec_hash, "0123456789abcdef") != 64)
-		bad(l, "'%s' is not a SHA-256", r->spec_hash);
+	r->spec_hash = digest(l);
 	line_end(l);
 	line_next(l);
 	expect(l, "target");
@@ -670,6 +677,8 @@ load_kernel(Load *l)
 	k.file = intern(word(l, "a file"));
 	if (!is_kernel_file(k.file))
 		bad(l, "'%s' is not a file kernels/NAME.c", k.file);
+	if (l->p)
+		k.hash = digest(l);
 	if (kernel_find(l->run, k.name) >= 0)
 		bad(l, "a second kernel %s", k.name);
 	if (l->run->nkernel >= MaxKernels)

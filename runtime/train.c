@@ -40,14 +40,21 @@ on_signal(int sig)
 	stopping = 1;
 }
 
+/* The handler needs a stack of its own: oneDNN's generated code runs with the
+ * stack pointer in a heap block, and a signal frame pushed there (kilobytes,
+ * with AVX-512 registers) would overwrite the heap behind it. */
 static void
 signals_catch(void)
 {
+	static char stack[64 << 10];
+	stack_t own = {.ss_sp = stack, .ss_size = sizeof stack};
 	struct sigaction sa = {0};
 
 	stopping = 0;
+	if (sigaltstack(&own, NULL) != 0)
+		die("cannot set a stack for signals: %s", strerror(errno));
 	sa.sa_handler = on_signal;
-	sa.sa_flags = SA_RESTART;
+	sa.sa_flags = SA_RESTART | SA_ONSTACK;
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
 }

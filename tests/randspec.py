@@ -5,6 +5,7 @@
 Every feature of docs/spec.md has its chance, and the rules between keys are
 kept: what `hcgen check` refuses here is a bug in one of the two.
 """
+import copy
 import random
 import sys
 
@@ -78,6 +79,7 @@ class Spec:
         self.n = rng.choice([1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8])
         self.first, self.last, self.range = contiguous(rng, self.L)
         self.leave = "mean"
+        self.places = []        # of skips
 
     def chance(self, p):
         return self.rng.random() < p
@@ -189,9 +191,12 @@ class Spec:
             out["resid_lambda"] = self.resid_lambda()
         for key, most, make in (("sources", 3, self.source), ("skips", 3, self.skip),
                                 ("backouts", 2, self.backout)):
-            count = rng.randint(0, most) if self.chance(0.65) else 0
-            if count:
-                out[key] = {self.name(key, i): make() for i in range(count)}
+            made = []
+            for _ in range(rng.randint(0, most) if self.chance(0.65) else 0):
+                # twins give equal values in the graph
+                made.append(copy.deepcopy(made[-1]) if made and self.chance(0.12) else make())
+            if made:
+                out[key] = {self.name(key, i): x for i, x in enumerate(made)}
         return out
 
     def name(self, key, i):
@@ -298,8 +303,16 @@ class Spec:
         return Flow(out)
 
     def skip(self):
-        a = self.rng.randrange(2 * self.S - 1)
-        b = self.rng.randrange(a + 1, 2 * self.S)
+        last = 2 * self.S - 1
+        a = self.rng.randrange(last)
+        if self.places and self.chance(0.4):    # where another skip begins or ends
+            a = self.rng.choice(self.places)
+        if a == last or self.places and self.chance(0.2):
+            b = self.rng.choice([p for p in self.places if p > 0])
+            a = self.rng.randrange(b)
+        else:
+            b = self.rng.randrange(a + 1, last + 1)
+        self.places += [a, b]
         out = {"from": self.point(a, ["mean"], "after"), "to": self.point(b, ["all"], "before")}
         if self.chance(0.85):
             out["gate"] = self.gate()

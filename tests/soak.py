@@ -1,12 +1,13 @@
 """Random specs through every comparison there is; see CHECKS below.
 
-    soak.py [N] [--seed S] [--quick] [--keep] [--hcgen PATH] [--O3]
+    soak.py [N] [--seed S] [--quick] [--keep] [--hcgen PATH] [-O LEVEL]
 
 One line per spec, then how far bf16 runs are from float64 beside the oracle's
 own bf16 run, then `N passed, N failed, N skipped`.  Spec i is that of seed
 S + i.  What a failing spec needs to be repeated stays in /tmp.
 """
 import argparse
+import json
 import math
 import os
 import re
@@ -29,11 +30,13 @@ except ImportError:
 import randspec  # noqa: E402
 
 if torch:
+    import data
     import init
     import optim
     import oracle
     import safetensors
     import spec as specs
+    import train
     from data import write_shard
     from model import Model
     from parameters import parameters
@@ -142,10 +145,14 @@ def token_shard(path, spec, seed):
     """One micro-batch and a token more, documents included where bos is a token."""
     t, draw = spec.train, torch.Generator().manual_seed(seed)
     count = t.tokens_per_step // t.micro_batches + 1
+    write_shard(path, random_tokens(spec, count, draw).numpy())
+
+
+def random_tokens(spec, count, draw):
     tokens = torch.randint(spec.model.vocab, (count,), generator=draw)
     if spec.data.bos < spec.model.vocab:
         tokens[torch.rand(count, generator=draw) < 1 / 9] = spec.data.bos
-    write_shard(path, tokens.numpy())
+    return tokens
 
 
 # ---- hcgen ----------------------------------------------------------------
@@ -153,18 +160,16 @@ def token_shard(path, spec, seed):
 class Hcgen:
     """The program, with a cheap compiler and a cache of its own."""
 
-    def __init__(self, binary, folder, O3):
+    def __init__(self, binary, folder, level):
         self.binary = binary
-        self.environment = dict(os.environ, HCGEN_CACHE=os.path.join(folder, "cache"))
-        if not O3:
-            # compiling dominates, and -O3 at it: what is tested is the text
-            wrapper = os.path.join(folder, "cc")
-            with open(wrapper, "w") as f:
-                f.write('#!/bin/sh\nfor a; do shift; [ "$a" = -O3 ] && a=-O1; '
-                        'set -- "$@" "$a"; done\nexec gcc "$@"\n')
-            os.chmod(wrapper, 0o755)
-            self.environment["CC"] = wrapper
-        self.cache = self.environment["HCGEN_CACHE"]
+        self.cache = os.path.join(folder, "cache")
+        # compiling dominates: -O3 takes twice the time of -O0, and what is tested is the text
+        wrapper = os.path.join(folder, "cc")
+        with open(wrapper, "w") as f:
+            f.write(f'#!/bin/sh\nfor a; do shift; [ "$a" = -O3 ] && a=-O{level}; '
+                    'set -- "$@" "$a"; done\nexec gcc "$@"\n')
+        os.chmod(wrapper, 0o755)
+        self.environment = dict(os.environ, HCGEN_CACHE=self.cache, CC=wrapper)
 
     def __call__(self, *args):
         r = subprocess.run([self.binary, *map(str, args)], env=self.environment, text=True,
@@ -286,7 +291,8 @@ class Case:
         got = self.verify("bf16.st", "--threads", 2, *precision("bf16"))
         self.verify("bf16b.st", "--threads", 2, *precision("bf16"))
         same_bytes(self.path("bf16.st"), self.path("bf16b.st"), "bf16: two runs differ")
-        eager = oracle.gradients(self.spec, self.values, *self.batch, torch.bfloat16)
+        copies = {k: v.clone() for k, v in self.values.items()}     # made leaves in place
+        eager = oracle.gradients(self.spec, copies, *self.batch, torch.bfloat16)
         self.pool = []
         for p in parameters(self.spec):
             name = "grad." + p.name
@@ -296,7 +302,53 @@ class Case:
                 self.pool.append((group(p), distance(got[name], want) / size,
                                   distance(eager[name], want) / size))
 
-    CHECKS = check, check_parameters, check_double, check_single, check_steps, check_bf16
+    def check_training(self):
+        """losses, validation, learning rates and norms of a short run; the values it starts from"""
+        t = self.spec.train
+        micro = t.tokens_per_step // t.micro_batches
+        draw = torch.Generator().manual_seed(self.seed)
+        # at times less than one epoch; max_doc may leave one token of ten
+        sizes = {"train.bin": t.steps * t.tokens_per_step * 2 // 3 + 20 * (t.seq_len + 1),
+                 "val.bin": 40 * micro + 20 * (t.seq_len + 1)}
+        for name, count in sizes.items():
+            write_shard(self.path(name), random_tokens(self.spec, count, draw).numpy())
+        more = precision("f32") + ["--set", "data.val=val.bin", "--set", f"train.val_tokens={2 * micro}",
+                                   "--set", f"train.val_every={(t.steps + 1) // 2}",
+                                   "--set", "train.log_every=1"]
+        out = self.path("out")
+        self.hcgen("train", self.spec_path, "-o", out, "--quiet", "--set", "train.steps=0",
+                   "--set", "train.warmup=0")
+        have = safetensors.load(os.path.join(out, "run", "final.safetensors"))
+        for name, want in init.initial(self.spec).items():
+            if not same_init(have[name], want):
+                raise Failed(f"train: initial {name} differs by {distance(have[name], want):.2g}")
+        shutil.rmtree(out)
+        self.hcgen("train", self.spec_path, "-o", out, "--quiet", "--params",
+                   self.path("params.st"), *more)
+        compare_curves(metrics(os.path.join(out, "run", "metrics.jsonl")),
+                       self.oracle_curve([a for a in more if a != "--set"]))
+
+    def oracle_curve(self, settings):
+        """(kind, step) -> values, as metrics() gives them."""
+        spec = specs.read(self.spec_path, settings)
+        params = train.leaves(self.values, torch.float64)
+        trainer = train.Trainer(spec, params, torch.float64)
+        rows, val = data.sequences(spec, spec.data.train), train.validation_rows(spec)
+        t, out, at = spec.train, {}, 0
+        for step in range(t.steps):
+            batches = [data.batch(rows, at + i * trainer.rows, trainer.rows)
+                       for i in range(t.micro_batches)]
+            at += len(batches) * trainer.rows
+            out["loss", step + 1] = trainer.step(batches)
+            out["lr", step + 1] = t.lr * optim.schedule(t, step)
+            if trainer.norm is not None:
+                out["norm", step + 1] = trainer.norm
+            if (step + 1) % t.val_every == 0 or step + 1 == t.steps:
+                out["val_loss", step + 1] = trainer.validate(val)
+        return out
+
+    CHECKS = (check, check_parameters, check_double, check_single, check_steps, check_bf16,
+              check_training)
 
     def run(self):
         """The failures, one text each."""
@@ -349,6 +401,43 @@ def check_settings(spec, p, adam):
     want = [spec.train.lr * s["lr_mul"], *s["betas"], s["eps"], s["weight_decay"]]
     if len(adam) != 5 or any(abs(a - b) > 1e-14 * abs(b) for a, b in zip(adam, want)):
         raise Failed(f"parameters: {p.name} is trained with {adam}, the oracle's {want}")
+
+
+def same_init(have, want):
+    """Bit for bit but for the last bit of a float32 here and there, where the
+    logarithm or cosine of two libraries differs."""
+    return have.shape == want.shape and torch.equal(have.float(), want) or \
+        (have - want).abs().max() <= 2 ** -23 * want.abs().max() and \
+        (have != want).double().mean() < 0.01
+
+
+def metrics(path):
+    """(kind, step) -> value, from metrics.jsonl."""
+    out = {}
+    with open(path) as f:
+        for line in map(json.loads, f):
+            for kind in ("loss", "lr", "norm", "val_loss"):
+                if kind in line and "step" in line:
+                    out[kind, line["step"]] = line[kind]
+    return out
+
+
+# AdamW divides a gradient by its own size: where it is rounding noise the
+# parameter still moves by a whole lr.  Such parameters hardly act on the loss,
+# but rounding grows from step to step; a wrong step, schedule or order of data is
+# off by 1e-3 or more at once.
+CURVE = {"loss": 1e-4, "val_loss": 1e-4, "norm": 1e-2, "lr": 1e-6}
+CURVE_STEPS = 4
+
+
+def compare_curves(have, want):
+    for (kind, step), value in want.items():
+        if (kind, step) not in have:
+            raise Failed(f"train: no {kind} at step {step}")
+        error = abs(have[kind, step] - value)
+        if (kind == "lr" or step <= CURVE_STEPS) and not error <= CURVE[kind] * abs(value):
+            raise Failed(f"train: step {step}: {kind} {have[kind, step]:.9g}, "
+                         f"the oracle's {value:.9g}")
 
 
 # ---- bf16, pooled ---------------------------------------------------------
@@ -404,7 +493,8 @@ def arguments():
     p.add_argument("--quick", action="store_true", help="20 specs")
     p.add_argument("--keep", action="store_true", help="keep the folders of good specs too")
     p.add_argument("--hcgen", default=os.path.join(ROOT, "build", "hcgen"))
-    p.add_argument("--O3", action="store_true", help="compile kernels as hcgen does")
+    p.add_argument("-O", dest="level", type=int, choices=(0, 1, 2, 3),
+                   help="of the kernels: default 1, with --quick 0")
     return p.parse_args()
 
 
@@ -420,7 +510,8 @@ def main():
     torch.set_num_threads(1)
     top = tempfile.mkdtemp(prefix="hcgen-soak-")
     os.chmod(top, 0o700)
-    hcgen = Hcgen(args.hcgen, top, args.O3)
+    level = args.level if args.level is not None else 0 if args.quick else 1
+    hcgen = Hcgen(args.hcgen, top, level)
     passed = failed = 0
     pool = []
     for seed in range(args.seed, args.seed + count):

@@ -584,6 +584,17 @@ def sigterm_saves(tmp):
 
 
 @case
+def signals_at_any_moment(tmp):
+    """A handler may run while oneDNN has the stack pointer in a heap block: it needs a stack of its own."""
+    r = run("cc", "-shared", "-fPIC", "-o", tmp / "storm.so", ROOT / "tests/e2e/storm.c", "-ldl")
+    expect(r.rc == 0, r)
+    d = shards(tmp)
+    train(tmp / "a", *d, *sets(train__steps=200))
+    train(tmp / "b", *d, *sets(train__steps=200), env={"LD_PRELOAD": str(tmp / "storm.so")})
+    expect(numbers(tmp / "a") == numbers(tmp / "b"), "other numbers")
+
+
+@case
 def second_signal_ends_at_once(tmp):
     """In a step of half a second.  Where that ended between the two signals, the first had its way: again."""
     d = shards(tmp, tokens=[1] * 70000)

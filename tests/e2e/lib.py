@@ -3,6 +3,7 @@
 A test program decorates its cases with @case and calls main(): one line each, `ok NAME`,
 `FAIL NAME detail` or `skip NAME reason`.  Every case gets an empty folder of its own.
 """
+import importlib.util
 import json
 import os
 import pathlib
@@ -86,6 +87,8 @@ def hcgen(*words, want=0, **how):
 
 def python(script, *words, **how):
     """A program of the oracle."""
+    if not importlib.util.find_spec("torch"):
+        raise Skip("no PyTorch")
     r = run("/usr/bin/python3", ROOT / "tests/oracle" / script, *words, **how)
     expect(r.rc == 0, script, *words, r)
     return r

@@ -78,92 +78,18 @@ gradient_agrees(const Graph *g, const Inputs *in, const char *skip, char err[200
 	return ok;
 }
 
-/* graphs by hand: four vectors that are rows of tables, a stream that what is
- * tested is added to, a head */
-
-static const char hand_yaml[] =
-	"model: {layers: 2, width: 24, heads: 3, kv_heads: 1, vocab: 67, vocab_multiple: 1, "
-	"norm_weight: true, mlp: {hidden: 40}, rotary: {base: 50}}\n"
-	"hc: {lanes: 4, post: {learned: true}, lane_init: {learned: true}, sources: {"
-	"a: {kind: bigram, rows: 70}, b: {kind: bigram, rows: 71}, c: {kind: bigram, rows: 72}}}\n"
-	"train: {tokens_per_step: 36, seq_len: 12}\n"
-	"numerics: {storage: f32, gemm: f32}\n";
-
-typedef struct {
-	Graph *g;
-	const Model *m;
-	Inputs in;
-	int x, y, z, e;         /* vecs of 24 channels */
-} Hand;
+/* graphs by hand */
 
 enum { HandT = 36, HandC = 24, HandSeq = 12 };
 
-static int
-rows_of(Hand *h, const char *table_name, int rows)
-{
-	int v = heavy(h->g, OP_GATHER, K_VEC, HandC,
-	              mat(h->g, param_of(h->m, table_name)), -1);
-
-	h->g->v[v].attr[0] = rows ? IDX_HASH : IDX_TOKENS;
-	h->g->v[v].attr[1] = rows ? rows : h->m->Vp;
-	return v;
-}
-
 static Hand
-hand_new(void)
+hand(void)
 {
 	static Model *m;
-	int32_t *id = NEWN(mem, int32_t, HandT), t, j;
-	Hand h;
 
 	if (!m)
-		m = model_of("hand", hand_yaml);
-	h.m = m;
-	h.g = graph_new(mem, m, GRAPH_TRAIN, HandT);
-	h.in = inputs_random(m, HandT);
-	for (t = 0; t < HandT; t++)
-		id[t] = t;
-	h.in.tokens = id;
-	for (j = 0; j < 3; j++)
-		h.in.hash[j] = id;
-	h.x = rows_of(&h, "embed", 0);
-	h.y = rows_of(&h, "hc.sources.a.table", 70);
-	h.z = rows_of(&h, "hc.sources.b.table", 71);
-	h.e = rows_of(&h, "hc.sources.c.table", 72);
-	return h;
-}
-
-static int
-lane_row(Hand *h, int row)
-{
-	return pvec(h->g, h->m->lane_init, row);
-}
-
-static int
-post_coef(Hand *h, int i)
-{
-	return coef(h->g, param_of(h->m, "hc.post"), i);
-}
-
-/* r becomes part of the loss, with a weight for every channel */
-static void
-hand_finish(Hand *h, int r)
-{
-	Graph *g = h->g;
-	int y;
-
-	if (g->v[r].kind == K_VEC && g->v[r].width < HandC)
-		r = pad(g, r, 0, HandC);
-	if (g->v[r].kind == K_VEC && g->v[r].width > HandC)
-		r = add(g, slice(g, r, 0, HandC),
-		        mul(g, num(g, 0.7), slice(g, r, g->v[r].width - HandC, HandC)));
-	y = add(g, h->e, mul(g, r, add(g, rows_of(h, "hc.sources.c.table", 72),
-	                           lane_row(h, 3))));
-	g->loss = out(g, heavy(g, OP_HEAD, K_TUPLE, h->m->Vp, y, mat(g, h->m->head)), 0);
-	g->nfwd = g->n;
-	graph_verify(g);
-	grad_append(g);
-	graph_verify(g);
+		m = hand_model(HandC, HandSeq, "f32");
+	return hand_new(m, HandT);
 }
 
 /* the simplified graph computes what the graph does */
@@ -318,7 +244,7 @@ one_unary(void *arg, char err[200])
 	const Point_ *p = arg;
 	bool positive = p->op == OP_RSQRT || p->op == OP_RECIP, ok;
 	bool smooth = p->op != OP_RELU && p->op != OP_STEP && p->op != OP_BF16;
-	Hand h = hand_new();
+	Hand h = hand();
 	int a = operand(&h, p->a, 0), r;
 
 	if (positive)           /* far from the pole */
@@ -335,7 +261,7 @@ static bool
 one_binary(void *arg, char err[200])
 {
 	const Point_ *p = arg;
-	Hand h = hand_new();
+	Hand h = hand();
 	int a = operand(&h, p->a, 0), b = operand(&h, p->b, 1), r;
 
 	r = point(h.g, p->op, a, b);
@@ -378,7 +304,7 @@ static bool
 corner(void *arg, char err[200])
 {
 	const Point_ *p = arg;
-	Hand h = hand_new(), k = h;
+	Hand h = hand(), k = h;
 	int e = param_of(h.m, "embed"), j;
 	double *x = h.in.param[e], *old = NEWN(mem, double, HandT * HandC), want, d = 0;
 	Interp *I, *J;
@@ -390,6 +316,7 @@ corner(void *arg, char err[200])
 		x[j] = formula(p->op, old[j], 0);
 	k.g = graph_new(mem, k.m, GRAPH_TRAIN, HandT);
 	k.x = rows_of(&k, "embed", 0);
+	k.z = rows_of(&k, "hc.sources.b.table", 71);
 	k.e = rows_of(&k, "hc.sources.c.table", 72);
 	hand_finish(&k, k.x);
 	J = results_of(k.g, &k.in);
@@ -446,7 +373,7 @@ static bool
 one_dot(void *arg, char err[200])
 {
 	const int *p = arg;     /* groups, left is a parameter, right is one, sumc */
-	Hand h = hand_new();
+	Hand h = hand();
 	int a = p[1] ? lane_row(&h, 0) : h.x, b = p[2] ? lane_row(&h, 1) : h.y, r, t, c;
 	double s[HandC];
 	bool ok = true;
@@ -492,7 +419,7 @@ static bool
 one_broadcast_sum(void *arg, char err[200])
 {
 	int kind = *(int *)arg % 10, how = *(int *)arg / 10, r, v;
-	Hand h = hand_new();
+	Hand h = hand();
 
 	v = operand(&h, kind, 1);
 	if (how == 2)
@@ -503,13 +430,31 @@ one_broadcast_sum(void *arg, char err[200])
 	return hand_agrees(&h, err);
 }
 
+/* (a + x) * b: what a gets is a sum of products of unlike kinds */
+static bool
+one_broadcast_product(void *arg, char err[200])
+{
+	const Point_ *p = arg;
+	Hand h = hand();
+	int a = operand(&h, p->a, 1), b = operand(&h, p->b, 0);
+
+	hand_finish(&h, mul(h.g, add(h.g, a, h.x), b));
+	return hand_agrees(&h, err);
+}
+
 static void
 broadcast_sums(void)
 {
 	static const char *const how[] = { "sumc", "sumc in groups", "sumg" };
 	char name[80];
+	Point_ q = { OP_MUL, 0, 0 };
 	int i, k, p;
 
+	for (q.a = 1; q.a < NKinds; q.a++)
+		for (q.b = 1; q.b < NKinds; q.b++) {
+			snprintf(name, sizeof name, "(%s + vec) * %s", kind_name[q.a], kind_name[q.b]);
+			check_case(name, one_broadcast_product, &q);
+		}
 	for (i = 0; i < 3; i++)
 		for (k = 1; k < (i == 2 ? 4 : NKinds); k++) {
 			p = 10 * i + k;
@@ -521,7 +466,7 @@ broadcast_sums(void)
 static bool
 sum_groups(void *arg, char err[200])
 {
-	Hand h = hand_new();
+	Hand h = hand();
 	int a = operand(&h, 3, 0), r = sumg(h.g, a), t;
 	Run u = run(&h);
 	const double *x = u.I->x[a];
@@ -538,7 +483,7 @@ sum_groups(void *arg, char err[200])
 static bool
 sum_rows(void *arg, char err[200])
 {
-	Hand h = hand_new();
+	Hand h = hand();
 	int a = operand(&h, 2, 0), r = sumr(h.g, a), v = sumr(h.g, h.x), t, c;
 	Run u = run(&h);
 	double s = 0, sv[HandC] = {0};
@@ -561,7 +506,7 @@ static bool
 one_bcast(void *arg, char err[200])
 {
 	int kind = *(int *)arg, groups = kind > 5 ? 3 : 0, a, r, t, c, W;
-	Hand h = hand_new();
+	Hand h = hand();
 	bool ok;
 	Run u;
 
@@ -600,7 +545,7 @@ static bool
 one_slice(void *arg, char err[200])
 {
 	const int *p = arg;     /* lo, width */
-	Hand h = hand_new();
+	Hand h = hand();
 	int r = slice(h.g, h.x, p[0], p[1]), q, s, t, c;
 	bool ok = true;
 	Run u;
@@ -659,7 +604,7 @@ static bool
 one_rotation(void *arg, char err[200])
 {
 	const int *p = arg;     /* D, R, adjacent, sign */
-	Hand h = hand_new();
+	Hand h = hand();
 	int cs = table(h.g, 0, p[1] / 2), sn = table(h.g, 1, p[1] / 2), r, b, t, c;
 	bool ok = true;
 	Run u;
@@ -713,7 +658,7 @@ static bool
 one_shift(void *arg, char err[200])
 {
 	const int *p = arg;     /* k, edge, docs, rowval */
-	Hand h = hand_new();
+	Hand h = hand();
 	int x = p[3] ? operand(&h, 3, 0) : h.x, y = p[3] ? operand(&h, 3, 1) : h.y;
 	int W = h.g->v[x].width, r, b, t, c;
 	bool ok = true;
@@ -757,7 +702,7 @@ shifts(void)
 static bool
 compound(void *arg, char err[200])
 {
-	Hand h = hand_new();
+	Hand h = hand();
 	Graph *g = h.g;
 	int n = h.x, l[4], i, sum, w = -1, groups = *(int *)arg;
 

@@ -282,17 +282,37 @@ verb_verify(Arena *a, const Options *o)
 	return verify(a, model_of(a, o, file), &v);
 }
 
+/* An emitted directory is run as it is, its kernels possibly edited, if this
+ * spec with these settings is what it was emitted from. */
+static void
+check_kernels(Arena *a, const Bundle *b, const char *dir)
+{
+	const char *path = arena_printf(a, "%s/manifest", dir);
+	Buf want = {0};
+	size_t n = 0;
+	char *have = file_read(a, path, &n);
+
+	if (!have)
+		die("cannot read %s: %s", path, strerror(errno));
+	manifest(b, &want);
+	if (n != want.len || memcmp(have, want.s, n) != 0)
+		die("%s was emitted from another spec or with other settings: run hcgen emit "
+		    "again with these", dir);
+	buf_free(&want);
+}
+
 static int
 verb_train(Arena *a, const Options *o)
 {
 	const char *file = one_arg(o, "train"), *slash = strrchr(file, '/');
 	const Model *m = model_of(a, o, file);
-	const char *dir = out_dir(a, o, m);
+	const char *dir = o->kernels ? o->kernels : out_dir(a, o, m);
+	const Bundle *b = generate(a, m, 0, o->dump ? o->dump : "");
 
 	if (o->kernels)
-		dir = o->kernels;       /* as it is: its kernels may be edited */
+		check_kernels(a, b, dir);
 	else
-		bundle_write(generate(a, m, 0, o->dump ? o->dump : ""), dir);
+		bundle_write(b, dir);
 	return run_train(dir, slash ? arena_strndup(a, file, (size_t)(slash - file)) : ".",
 	                 o->run ? o->run : arena_printf(a, "%s/run", dir), o->params,
 	                 (int)o->threads, o->quiet, o->json);

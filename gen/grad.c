@@ -91,6 +91,11 @@ give(Back *b, int v, int x)
 	if (!b->needs[v] || (g->v[x].op == OP_NUM && g->v[x].num == 0))
 		return;
 	x = fit(g, v, x);
+	if (g->v[v].op == OP_PVEC) {
+		/* each is a sum over rows and goes into the gradient by itself */
+		grad_contrib(g, g->v[v].attr[0], g->v[v].attr[1], x);
+		return;
+	}
 	*acc = *acc < 0 ? x : add(g, *acc, x);
 	if (g->v[v].accum && *acc >= g->nfwd && g->v[*acc].kind == K_VEC) {
 		name_gradient(g, v, *acc);
@@ -188,9 +193,6 @@ back_other(Back *b, int i, int d)
 	case OP_COEF:
 		grad_contrib(g, v.attr[0], v.attr[1], d);
 		break;
-	case OP_PVEC:
-		grad_contrib(g, v.attr[0], v.attr[1], d);
-		break;
 	case OP_DOT:
 		if (x == y) {
 			give(b, x, mul(g, mul(g, num(g, 2), d), x));
@@ -232,6 +234,7 @@ back_other(Back *b, int i, int d)
 			b->part[x] = d;
 		break;
 	case OP_MAT:
+	case OP_PVEC:
 	case OP_NUM:
 	case OP_TABLE:
 		break;

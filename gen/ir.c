@@ -200,7 +200,8 @@ point_eval(Op op, double x, double y)
 	bug("graph: %s is not pointwise", op_info[op].name);
 }
 
-/* kind and width of a pointwise result */
+/* Kind and width of a pointwise result.  Arithmetic on parameter vectors is done
+ * row by row: their gradients are then sums over rows and nothing else. */
 static void
 point_shape(const Graph *g, Op op, int x, int y, Val *r)
 {
@@ -211,14 +212,10 @@ point_shape(const Graph *g, Op op, int x, int y, Val *r)
 		a = b;
 		b = t;
 	}
-	r->kind = a->kind;
+	r->kind = a->kind == K_PVEC ? K_VEC : a->kind;
 	r->width = a->width;
 	if (!b)
 		return;
-	/* with a learned scalar too: its gradient is then a sum over rows like
-	 * any other */
-	if (a->kind == K_PVEC && b->kind != K_NUM && b->kind != K_PVEC)
-		r->kind = K_VEC;
 	if (b->kind == K_ROWVAL && a->kind == K_ROWVAL) {
 		if (b->width > a->width)
 			r->width = b->width;
@@ -372,6 +369,12 @@ dot(Graph *g, int x, int y, int groups)
 	return val_new(g, v);
 }
 
+static bool
+is_channels(const Graph *g, int v)
+{
+	return g->v[v].kind == K_VEC || g->v[v].kind == K_PVEC;
+}
+
 int
 sumc(Graph *g, int x, int groups)
 {
@@ -383,7 +386,8 @@ sumc(Graph *g, int x, int groups)
 			return x;
 		if (split_factor(g, x, &s, &rest))
 			return times(g, s, sumc(g, rest, groups));
-		if (g->v[x].op == OP_MUL)
+		if (g->v[x].op == OP_MUL && is_channels(g, g->v[x].arg[0]) &&
+		    is_channels(g, g->v[x].arg[1]))
 			return dot(g, g->v[x].arg[0], g->v[x].arg[1], groups);
 	}
 	if (g->v[x].kind != K_VEC)

@@ -200,9 +200,7 @@ rowval_formula(Lower *l, int v)
 	if (x->op == OP_BCAST)
 		return y->kind == K_ROWVAL ? rowval(l, x->arg[0], 0, 0) :
 		       operand(l, x->arg[0], 0, 1);
-	e = shifted(l, v, 0);
-	e->idx = (Idx){ 0, x->width > 1, 0 };
-	return e;
+	return shifted(l, v, (Idx){ 0, x->width > 1, 0 });
 }
 
 static void

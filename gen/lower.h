@@ -61,7 +61,7 @@ bool rowval_inline(const Lower *l, int v);
 Exp *rowval_operand(Lower *l, int v, int group_base, int group_step);
 Exp *rowval(Lower *l, int v, int group_base, int group_step);
 Exp *operand(Lower *l, int v, int base, int width);
-Exp *shifted(Lower *l, int i, int base);
+Exp *shifted(Lower *l, int i, Idx idx);
 Exp *evaluate(Lower *l, int v, int base);
 void formulas(Lower *l);
 

@@ -358,13 +358,13 @@ load(Lower *l, int v, int base)
 }
 
 Exp *
-shifted(Lower *l, int i, int base)
+shifted(Lower *l, int i, Idx idx)
 {
 	const Val *x = &l->g->v[i];
 	Exp *e = exp_new(l, X_SHIFT), *own;
 
 	e->par = l->srcpar[x->arg[0]];
-	e->idx = x->kind == K_VEC ? here(l, base) : (Idx){ base, 0, 0 };
+	e->idx = idx;
 	e->name = l->from[i];
 	if (x->attr[1] != EDGE_KEEP || x->op == OP_SHIFT)
 		return e;
@@ -425,7 +425,7 @@ evaluate(Lower *l, int v, int base)
 			break;
 		case OP_SHIFT:
 		case OP_UNSHIFT:
-			e = shifted(l, v, base);
+			e = shifted(l, v, here(l, base));
 			break;
 		default:
 			e = operand(l, x->arg[0], base, width);

@@ -1,6 +1,8 @@
 /* Lowering, loops over channels: where they must be cut, and their bodies. */
 #include "lower.h"
 
+#include <string.h>
+
 /* loops */
 
 
@@ -129,6 +131,49 @@ body(Lower *l, const Sink *s, int n, int parity)
 	}
 }
 
+/* names that an expression uses */
+static void
+add_used(const Exp *e, const char **used, int *n, int max)
+{
+	if (!e)
+		return;
+	if (e->kind == X_VAR && *n < max)
+		used[(*n)++] = e->name;
+	add_used(e->a, used, n, max);
+	add_used(e->b, used, n, max);
+}
+
+static bool
+is_used(const char *name, const char *const *used, int n)
+{
+	int i;
+
+	for (i = 0; i < n; i++)
+		if (strcmp(used[i], name) == 0)
+			return true;
+	return false;
+}
+
+/* Drop the lets of a body, from statement `first` on, that only fed what a
+ * pad's zero swallowed. */
+static void
+sweep(Lower *l, int first)
+{
+	enum { Max = 1 << 14 };
+	const char **used = NEWN(l->a, const char *, Max);
+	Stmt *s = l->k->stmt;
+	int i, n = 0, to = l->k->nstmt;
+
+	for (i = l->k->nstmt - 1; i >= first; i--) {
+		if (s[i].kind == S_LET && n < Max && !is_used(s[i].name, used, n))
+			continue;
+		add_used(s[i].e, used, &n, Max);
+		s[--to] = s[i];
+	}
+	memmove(s + first, s + to, (size_t)(l->k->nstmt - to) * sizeof *s);
+	l->k->nstmt = first + l->k->nstmt - to;
+}
+
 /* one loop over channels lo … hi (within a head if l->D) */
 static void
 channel_loop(Lower *l, const Sink *s, int n, int lo, int hi, bool pairs)
@@ -157,9 +202,11 @@ channel_loop(Lower *l, const Sink *s, int n, int lo, int hi, bool pairs)
 	t->reduce = b.len ? arena_strdup(l->a, b.s) : "";
 	buf_free(&b);
 	l->mult = (double)(t->hi - t->lo) * (l->D ? l->hi - l->lo : 1);
+	i = l->k->nstmt;
 	body(l, s, n, 0);
 	if (pairs)
 		body(l, s, n, 1);
+	sweep(l, i);
 	stmt(l, S_END, NULL);
 	l->pairs = false;
 }

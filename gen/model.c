@@ -312,15 +312,11 @@ find_range(Ctx *c)
 	if (n == 0) {
 		if (c->s->lanes > 1)
 			ERR(c, "hc.layers", "no layer is selected for %d lanes", c->s->lanes);
-		c->first = 0;
-		c->last = c->m->L - 1;
+		c->first = c->m->L;
+		c->last = -1;
 	} else if (n != c->last - c->first + 1) {
 		ERR(c, "hc.layers", "layers %d to %d are not contiguous: %d of them are "
 		    "selected", c->first, c->last, n);
-	}
-	if (c->s->lanes == 1) {
-		c->first = 0;
-		c->last = c->m->L - 1;
 	}
 }
 
@@ -606,8 +602,7 @@ output(Ctx *c)
 	m->output_param = -1;
 	if (s->output != OUTPUT_LEARNED)
 		return;
-	/* the table has n entries; where one stream reaches the end of a net with
-	 * lanes it is not used */
+	/* the table has n entries; where lanes do not reach the end it is not used */
 	id = m->output_param = param_new(c, "hc.output", ROLE_COEF, 1, m->n, 0, 0);
 	p = &m->param[id];
 	p->values = NEWN(c->a, double, m->n);
@@ -615,7 +610,7 @@ output(Ctx *c)
 		p->values[k] = 1. / m->n;
 		m->output[k] = (Ref){ id, k, 0 };
 	}
-	if (n < m->n)
+	if (c->last < m->L - 1 && s->leave != LEAVE_KEEP)
 		m->output[0] = ref_num(1);
 }
 

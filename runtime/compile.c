@@ -426,8 +426,9 @@ report(Build *b, const Run *r)
 			                         "the compiler wrote nothing");
 		fputs(j->output, stderr);
 		if (strstr(j->output, "No space left on device"))
-			die("cannot compile %s: no space left on device",
-			    j->source);
+			die("cannot compile %s: no space left on device for %s "
+			    "(HCGEN_CACHE names another place)", j->source,
+			    b->cache);
 		if (r->kernel[k].edited)
 			die("%s does not compile", j->source);
 		bug("%s does not compile with %s", j->source, b->cc[0]);

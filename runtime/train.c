@@ -57,6 +57,8 @@ signals_catch(void)
 	sa.sa_flags = SA_RESTART | SA_ONSTACK;
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
+	sigaction(SIGHUP, &sa, NULL);
+	signal(SIGPIPE, SIG_IGN);       /* a reader that left does not end the run */
 }
 
 static void
@@ -64,6 +66,7 @@ signals_release(void)
 {
 	signal(SIGINT, SIG_DFL);
 	signal(SIGTERM, SIG_DFL);
+	signal(SIGHUP, SIG_DFL);
 }
 
 /* -- schedule -- */

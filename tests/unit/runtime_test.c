@@ -1204,7 +1204,7 @@ bench_case(Gemm *g, const Case *t, int threads)
 }
 
 static void
-bench(void)
+gemm_bench(void)
 {
 	static const long fwd[][3] = {
 		{4096, 768, 256}, {4096, 1024, 256}, {4096, 256, 1024},
@@ -1251,7 +1251,7 @@ main(int argc, char **argv)
 	int tasks;
 
 	if (argc > 1 && strcmp(argv[1], "bench") == 0) {
-		bench();
+		gemm_bench();
 		return 0;
 	}
 	test_pool(1);

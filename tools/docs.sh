@@ -1,9 +1,26 @@
 #!/bin/sh
-# Put the key table that the schema prints between the markers of docs/spec.md.
+# Make anew what is generated in docs/: the key table of spec.md from the schema, the
+# kernel that emitted.md explains from specs/tiny.yaml.  Both stand between markers.
 set -eu
-tmp=$(mktemp)
-trap 'rm -f "$tmp"' EXIT
-awk '/<!-- keys -->/ { print; exit } { print }' docs/spec.md > "$tmp"
-build/hcgen check --schema >> "$tmp"
-awk '/<!-- \/keys -->/ { on = 1 } on { print }' docs/spec.md >> "$tmp"
-cat "$tmp" > docs/spec.md
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+
+# between FILE MARKER TEXT: put TEXT between <!-- MARKER --> and <!-- /MARKER -->
+between() {
+	awk -v m="<!-- $2 -->" '$0 == m { print; exit } { print }' "$1" >"$tmp/new"
+	cat "$3" >>"$tmp/new"
+	awk -v m="<!-- /$2 -->" '$0 == m { on = 1 } on { print }' "$1" >>"$tmp/new"
+	cat "$tmp/new" >"$1"
+}
+
+build/hcgen check --schema >"$tmp/keys"
+between docs/spec.md keys "$tmp/keys"
+
+build/hcgen emit specs/tiny.yaml -o "$tmp/tiny" --quiet
+{
+	echo
+	awk '/^\/\/ from templates/ { skip = 1 } !skip { print "    " $0 } /^\/\/ end/ { skip = 0; getline }' \
+		"$tmp/tiny/kernels/lanes_mlp_to_attn_fwd__n2_C256_bf16.c" | sed 's/ *$//'
+	echo
+} >"$tmp/kernel"
+between docs/emitted.md kernel "$tmp/kernel"

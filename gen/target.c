@@ -10,7 +10,7 @@ static const Target targets[] = {
 	/* name     GB/s    bf16    f32  attn  launch us */
 	[TGT_H200] = { "h200", 4300, 700, 45, 400, 2 },
 	[TGT_H100] = { "h100", 3000, 700, 45, 400, 2 },
-	[TGT_CPU] = { "cpu", 40, 0.40, 0.20, 0.15, 5 },
+	[TGT_CPU] = { "cpu", 60, 0.85, 0.43, 0.30, 2 },
 };
 
 const Target *

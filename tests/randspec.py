@@ -173,6 +173,9 @@ class Spec:
             self.first, self.last, self.range = 0, self.L - 1, "all"
         if self.range != "all" or self.chance(0.1):
             out["layers"] = self.range
+        elif n == 1 and self.chance(0.1):
+            out["layers"] = "none"
+            self.first = self.last = self.L
         if self.chance(0.7):
             self.leave = pick(["mean", "sum", Flow({"lane": rng.randrange(n)}), "keep", "keep"])
             out["leave"] = self.leave
@@ -197,6 +200,8 @@ class Spec:
                 made.append(copy.deepcopy(made[-1]) if made and self.chance(0.12) else make())
             if made:
                 out[key] = {self.name(key, i): x for i, x in enumerate(made)}
+                if self.chance(0.05):
+                    out[key]["removed"] = "none"
         return out
 
     def name(self, key, i):
@@ -213,7 +218,13 @@ class Spec:
 
     def init(self, rows, columns, center, word=None):
         """Any form of init for a table; `columns` entries per row."""
-        around = lambda: self.number(center - 0.3, center + 0.3)
+        exact = 0.5 if self.chance(0.1) else 0      # numbers that fold away
+
+        def around():
+            if self.chance(exact):
+                return self.rng.choice([0, 0, 1, -1, 2])
+            return self.number(center - 0.3, center + 0.3)
+
         forms = [around, around,
                  lambda: Flow({"ramp": [around(), around()]}),
                  lambda: [around() for _ in range(columns)],

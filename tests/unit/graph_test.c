@@ -216,23 +216,19 @@ values_agree(const Hand *h, int r, int a, int b, char err[200])
 	return worst <= 1e-14;
 }
 
-/* kind and width the result must have */
+/* kind and width the result must have: the wider kind; arithmetic of
+ * parameters is done row by row */
 static bool
 shape_agrees(const Graph *g, int r, int ka, int kb, char err[200])
 {
-	static const Kind kind[NKinds] = { K_NUM, K_SCALAR, K_ROWVAL, K_ROWVAL, K_VEC, K_PVEC };
+	static const Kind kind[NKinds] = { K_NUM, K_SCALAR, K_ROWVAL, K_ROWVAL, K_VEC, K_VEC };
 	static const int width[NKinds] = { 1, 1, 1, 3, HandC, HandC };
-	int k = ka > kb ? ka : kb, o = ka > kb ? kb : ka;
-	bool varies = k == 5 && o >= 2 && o < 5;
-	Kind want = varies ? K_VEC : kind[k];
+	int k = ka > kb ? ka : kb;
 
-	/* a parameter times a scalar may be seen as either */
-	if (k == 5 && o == 1 && g->v[r].kind == K_VEC)
-		want = K_VEC;
-	if (g->v[r].kind == want && g->v[r].width == width[k])
+	if (g->v[r].kind == kind[k] && g->v[r].width == width[k])
 		return true;
 	snprintf(err, 200, "kind %d width %d, expected %d and %d", g->v[r].kind,
-	         g->v[r].width, want, width[k]);
+	         g->v[r].width, kind[k], width[k]);
 	return false;
 }
 
@@ -442,6 +438,17 @@ one_broadcast_product(void *arg, char err[200])
 	return hand_agrees(&h, err);
 }
 
+/* one value in two places: its gradients are added */
+static bool
+one_twice(void *arg, char err[200])
+{
+	Hand h = hand();
+	int a = operand(&h, *(int *)arg, 1);
+
+	hand_finish(&h, add(h.g, mul(h.g, a, h.x), mul(h.g, a, mul(h.g, a, h.y))));
+	return hand_agrees(&h, err);
+}
+
 static void
 broadcast_sums(void)
 {
@@ -455,6 +462,10 @@ broadcast_sums(void)
 			snprintf(name, sizeof name, "(%s + vec) * %s", kind_name[q.a], kind_name[q.b]);
 			check_case(name, one_broadcast_product, &q);
 		}
+	for (k = 1; k < NKinds; k++) {
+		snprintf(name, sizeof name, "%s in three places", kind_name[k]);
+		check_case(name, one_twice, &k);
+	}
 	for (i = 0; i < 3; i++)
 		for (k = 1; k < (i == 2 ? 4 : NKinds); k++) {
 			p = 10 * i + k;
@@ -937,6 +948,48 @@ minimal_model(void *arg, char err[200])
 	       minimal(simplify(mem, graph_build(mem, m, GRAPH_EVAL, m->T)), err);
 }
 
+/* Random sums, products and signs of a few values and of the numbers that have
+ * rules: 0, 1, -1, 2.  The graph of such a tree, simplified, is the same
+ * function, and nothing is left to simplify. */
+static int
+tree(Hand *h, int depth)
+{
+	static const double number[] = { 0, 1, -1, 2 };
+	Graph *g = h->g;
+	int k = below(8), a;
+
+	if (depth == 0 || k == 0)
+		return k < 3 ? num(g, number[below(4)]) : operand(h, 1 + below(5), below(2));
+	a = tree(h, depth - 1);
+	switch (k % 4) {
+	case 0:
+		return neg(g, a);
+	case 1:
+		return add(g, a, k == 1 ? a : tree(h, depth - 1));
+	case 2:
+		return sub(g, a, tree(h, depth - 1));
+	default:
+		return mul(g, mul(g, num(g, number[below(4)]), a), tree(h, depth - 1));
+	}
+}
+
+static bool
+random_folds(void *arg, char err[200])
+{
+	Hand h;
+	int i;
+
+	(void)arg;
+	for (i = 0; i < 300; i++) {
+		h = hand();
+		hand_finish(&h, tree(&h, 3));
+		if (!simplified_agrees(h.g, &h.in, "tree", err) ||
+		    !minimal(simplify(mem, h.g), err))
+			return false;
+	}
+	return true;
+}
+
 /* values by op: the same multiset means the same work */
 static bool
 same_work(const Graph *a, const Graph *b, char err[200])
@@ -1048,6 +1101,7 @@ models(void)
 		snprintf(name, sizeof name, "the same graph: %s", same[i].name);
 		check_case(name, same_graphs, &i);
 	}
+	check_case("random sums, products and signs", random_folds, NULL);
 	check_case("frozen tables leave what a person writes", counted, NULL);
 }
 

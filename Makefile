@@ -65,12 +65,9 @@ bench: all
 docs: all
 	sh tools/docs.sh
 
-fmt:
-	clang-format -i gen/*.c gen/*.h runtime/*.c runtime/*.h
-
 lint:
 	cppcheck -q --enable=warning,portability --inline-suppr -Igen gen runtime
-	shellcheck tools/*.sh gen/*.sh tests/run tests/*.sh .ci/run
+	shellcheck tools/*.sh gen/*.sh tests/run .ci/run
 
 wc:
 	@wc -l gen/*.[ch] gen/*.def | sort -n | tail -40
@@ -79,4 +76,4 @@ wc:
 clean:
 	rm -rf $(B)
 
-.PHONY: all deps-run deps-test run test bless soak bench docs fmt lint wc clean
+.PHONY: all deps-run deps-test run test bless soak bench docs lint wc clean

@@ -238,7 +238,7 @@ static void
 write_lanes(Build *b, const Sub *u, int h)
 {
 	Graph *g = b->g;
-	int Y[MaxLanes], i, k, l;
+	int Y[MaxLanes] = {0}, i, k, l;
 
 	for (k = 0; k < b->n; k++) {
 		Y[k] = mul(g, ref(g, u->res[k][0]), b->X[0]);

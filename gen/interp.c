@@ -553,6 +553,23 @@ mag_at(const Interp *I, int v, long row, int c, int width)
 	return fabs(at(x, I->x[v], row, c, width));
 }
 
+/* The gradient of a parameter vector sums products of a rowval, which may have
+ * cancelled, and a vector. */
+static void
+eval_vector_magnitude(Interp *I, int i)
+{
+	const Val *v = &I->g->v[i], *x = &I->g->v[v->arg[0]];
+	double *r = I->mag[i] = interp_array((size_t)v->width);
+	long t;
+	int c;
+
+	for (t = 0; t < I->in->T; t++)
+		for (c = 0; c < v->width; c++)
+			r[c] += x->op != OP_MUL ? mag_at(I, v->arg[0], t, c, v->width) :
+			        mag_at(I, x->arg[0], t, c, v->width) *
+			        mag_at(I, x->arg[1], t, c, v->width);
+}
+
 static void
 eval_magnitude(Interp *I, int i)
 {
@@ -621,6 +638,8 @@ interp_eval(Interp *I, int i)
 	if ((v->kind == K_ROWVAL || v->kind == K_SCALAR) && v->arg[0] >= 0 &&
 	    (op_info[v->op].class == CL_POINT || op_info[v->op].class == CL_REDUCE))
 		eval_magnitude(I, i);
+	if (v->op == OP_SUMR && v->kind == K_PVEC)
+		eval_vector_magnitude(I, i);
 }
 
 Interp *
@@ -670,8 +689,9 @@ add_gradients(Interp *I)
 				n = (size_t)g->model->param[p].n;
 			for (j = 0; j < n; j++)
 				d[j] += I->x[c->val][j];
-			if (v->kind == K_SCALAR)
-				I->grad_mag[p][c->idx] += I->mag[c->val][0];
+			for (j = 0; I->mag[c->val] && j < n; j++)
+				I->grad_mag[p][(d - I->grad[p]) + (ptrdiff_t)j] +=
+				        I->mag[c->val][j];
 		}
 }
 
@@ -679,7 +699,7 @@ add_gradients(Interp *I)
 static int *
 last_uses(const Graph *g, const bool *want)
 {
-	int *last = calloc((size_t)g->n, sizeof *last), i, j;
+	int *last = calloc((size_t)g->n, sizeof *last), i, j, a;
 
 	if (!last)
 		die("out of memory: the interpreter");
@@ -688,6 +708,11 @@ last_uses(const Graph *g, const bool *want)
 		for (j = 0; j < 6 && g->v[i].arg[j] >= 0; j++)
 			if (last[g->v[i].arg[j]] < i)
 				last[g->v[i].arg[j]] = i;
+		/* eval_vector_magnitude looks one value further */
+		a = g->v[i].arg[0];
+		for (j = 0; g->v[i].op == OP_SUMR && j < 2 && g->v[a].arg[j] >= 0; j++)
+			if (last[g->v[a].arg[j]] < i)
+				last[g->v[a].arg[j]] = i;
 	}
 	for (i = 0; i < g->ncontrib; i++)
 		last[g->contrib[i].val] = g->n;
@@ -698,6 +723,16 @@ last_uses(const Graph *g, const bool *want)
 	return last;
 }
 
+static void
+drop(Interp *I, int v, const int *last, int now)
+{
+	if (last[v] != now || !I->x[v])
+		return;
+	free(I->x[v]);
+	free(I->mag[v]);
+	I->x[v] = I->mag[v] = NULL;
+}
+
 Interp *
 interp_graph(const Graph *g, const Inputs *in, const bool *want)
 {
@@ -706,14 +741,11 @@ interp_graph(const Graph *g, const Inputs *in, const bool *want)
 
 	for (i = 0; i < g->n; i++) {
 		interp_eval(I, i);
-		for (j = 0; j < 6 && g->v[i].arg[j] >= 0; j++) {
-			a = g->v[i].arg[j];
-			if (last[a] == i && I->x[a]) {
-				free(I->x[a]);
-				free(I->mag[a]);
-				I->x[a] = I->mag[a] = NULL;
-			}
-		}
+		for (j = 0; j < 6 && g->v[i].arg[j] >= 0; j++)
+			drop(I, g->v[i].arg[j], last, i);
+		a = g->v[i].arg[0];
+		for (j = 0; g->v[i].op == OP_SUMR && j < 2 && g->v[a].arg[j] >= 0; j++)
+			drop(I, g->v[a].arg[j], last, i);
 	}
 	free(last);
 	add_gradients(I);

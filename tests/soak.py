@@ -45,16 +45,16 @@ if torch:
 #
 # A gradient G is compared by |got - want| <= relative * |G| + floor * |M|, norms
 # over the tensor.  M is the sum of the magnitudes of the products that were
-# added: entry by entry sum |g * x| over rows and channels for a coefficient
-# that multiplies x (weigh(), below), and 0 for other tensors, which do not
-# cancel as a whole.  A coefficient in front of something that is normalised
-# later has |G| of the order of norm_eps * M: the sum carries the errors of its
-# terms, which are relative to M.
+# added: sum |g * x| over rows and channels for a coefficient or gate that
+# multiplies x (Weigh, below).  It is 0 for other tensors, whose entries are
+# sums of their own and do not all cancel.  A coefficient in front of something
+# that is normalised later has |G| of the order of norm_eps * |M|.
 #
-# The terms are products of an activation and a gradient, each with the error
-# that the network behind it has left: measured at 5e-7 relative in float32 (2^-24
-# grown by the depth) and 1e-15 in float64.  The floors are these, with a margin
-# of 4 and of 1000; errors of many terms mostly cancel, so both are rarely near.
+# Such a sum carries the errors of its terms, which are relative to M: a term is
+# an activation times a gradient, each off by what the network behind it left.
+# That is 1e-6 at most in float32 (16 units of 2^-24; PyTorch in float32 has the
+# same) and 1e-14 in float64, over some hundred specs.  Errors of many terms
+# mostly cancel.  The floors are twice and a hundred times that.
 
 DOUBLE = (1e-10, 1e-12)         # the graph in double, and the oracle in float64
 SINGLE = (1e-5, 2e-6)           # kernels with f32 storage and products

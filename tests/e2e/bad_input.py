@@ -307,6 +307,25 @@ def parameters_that_are_no_file(tmp):
         refused(tmp, 2, str(tmp / name), "train", SMALL, *d, "--params", tmp / name, "-o", tmp / "a", "--quiet")
 
 
+@case
+def verify_leaves_nothing_in_tmp(tmp):
+    """Its emitted directory there goes, whatever the end.  The spec's name tells it from those of others."""
+    name = f"e2e_{os.getpid()}"
+    words = ["verify", SMALL, *sets(name=name)]
+
+    def left():
+        return [p for p in pathlib.Path("/tmp").glob("hcgen-*/manifest") if f"name {name}\n" in p.read_text()]
+
+    shards(tmp)
+    write_params(tmp / "p", {"embed": np.zeros(3)})
+    hcgen(*words)
+    expect(not left(), "after success:", left())
+    hcgen(*words, "--params", tmp / "p", "--tokens", tmp / "data/train.bin", want=2)
+    expect(not left(), "after a wrong parameter:", left())
+    hcgen(*words, want=2, env={"CC": "nowhere-cc"})
+    expect(not left(), "without a compiler:", left())
+
+
 # ---- compiler and libraries -----------------------------------------------
 
 def script(path, text):

@@ -4,12 +4,12 @@
 //           layers.0 attn_glue_bwd
 // computes  drstd_k = <qkv[64..95], rotate(dk, -position)> per head
 //           drstd_q = <qkv[0..63], rotate(dq, -position)> per head
-//           dqkv = dv at 96 + (rotate(dk, -position))*rstd_k + -0.03125*drstd_k*rstd_k*rstd_k*rstd_k*qkv[64..95] + -0.03125*drstd_k*rstd_k*rstd_k*rstd_k*qkv[64..95] at 64 + (rotate(dq, -position))*rstd_q + -0.03125*drstd_q*rstd_q*rstd_q*rstd_q*qkv[0..63] + -0.03125*drstd_q*rstd_q*rstd_q*rstd_q*qkv[0..63] at 0
+//           dqkv = dv at 96 + (rotate(dk, -position))*rstd_k + -0.0625*drstd_k*rstd_k*rstd_k*rstd_k*qkv[64..95] at 64 + (rotate(dq, -position))*rstd_q + -0.0625*drstd_q*rstd_q*rstd_q*rstd_q*qkv[0..63] at 0
 // types     arithmetic in f32; a stored value is rounded once, by its store; sums over channels in the
 //           order of the compiler's vectors, over rows ascending in a block, then over blocks
 // maps      item = one of 64 blocks of rows; one thread per row, loops over channels vectorise
 // moves     per row  read 1048 B  write 512 B  = 1560 B
-// flops     per row  1000 = 0.6 per byte      floor 0.363 ns per row at 4300 GB/s (h200)
+// flops     per row  1408 = 0.9 per byte      floor 0.363 ns per row at 4300 GB/s (h200)
 
 // from templates/cpu/prelude.c
 typedef union { void *p; long i; double f; } HcArg;
@@ -54,51 +54,27 @@ void attn_glue_bwd__n3_C48_f32(const HcArg *a, long item)
     const float *restrict cos = a[7].p;                      // [32,4]     rotary table
     const float *restrict sin = a[8].p;                      // [32,4]     rotary table
     const long T = a[9].i;
-    
+
     for (long t = item*T / 64; t < (item + 1)*T / 64; t++) {
-        float row_x_3[32];
-        float row_x_11[64];
-        float mul[2] = {0};
-        for (int head = 0; head < 2; head++) {
-            mul[head] = rstd_k_in[t*2 + head] * rstd_k_in[t*2 + head];
-        }
-        float mul_2[2] = {0};
-        for (int head = 0; head < 2; head++) {
-            mul_2[head] = rstd_k_in[t*2 + head] * mul[head];
-        }
-        float mul_5[4] = {0};
-        for (int head = 0; head < 4; head++) {
-            mul_5[head] = rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head];
-        }
-        float mul_6[4] = {0};
-        for (int head = 0; head < 4; head++) {
-            mul_6[head] = rstd_q_in[t*4 + head] * mul_5[head];
-        }
         float drstd_k[2];
         float drstd_q[4];
         for (int head = 0; head < 2; head++) {
             float drstd_k_h = 0;
 #pragma omp simd reduction(+: drstd_k_h)
             for (int c = 0; c < 4; c++) {
+                const float qkv = qkv_in[t*128 + 64 + 16*head + 2*c];
                 const float dk = dk_in[t*32 + 1 + 16*head + 2*c];
                 const float dk_2 = dk_in[t*32 + 16*head + 2*c];
-                const float x_2 = cos[t % 32*4 + c] * dk_2 - sin[t % 32*4 + c] * dk;
-                const float x_3 = x_2 * rstd_k_in[t*2 + head];
-                row_x_3[16*head + 2*c] = x_3;
-                const float qkv = qkv_in[t*128 + 64 + 16*head + 2*c];
+                const float x_2 = cos[(t % 32)*4 + c] * dk_2 - sin[(t % 32)*4 + c] * dk;
                 drstd_k_h += qkv * x_2;
-                const float x_17 = cos[t % 32*4 + c] * dk + sin[t % 32*4 + c] * dk_2;
-                const float x_18 = x_17 * rstd_k_in[t*2 + head];
-                row_x_3[1 + 16*head + 2*c] = x_18;
                 const float qkv_2 = qkv_in[t*128 + 65 + 16*head + 2*c];
-                drstd_k_h += qkv_2 * x_17;
+                const float x_15 = cos[(t % 32)*4 + c] * dk + sin[(t % 32)*4 + c] * dk_2;
+                drstd_k_h += qkv_2 * x_15;
             }
 #pragma omp simd reduction(+: drstd_k_h)
             for (int c = 8; c < 16; c++) {
-                const float dk = dk_in[t*32 + 16*head + c];
-                const float x_3 = dk * rstd_k_in[t*2 + head];
-                row_x_3[16*head + c] = x_3;
                 const float qkv = qkv_in[t*128 + 64 + 16*head + c];
+                const float dk = dk_in[t*32 + 16*head + c];
                 drstd_k_h += qkv * dk;
             }
             drstd_k[head] = drstd_k_h;
@@ -107,66 +83,77 @@ void attn_glue_bwd__n3_C48_f32(const HcArg *a, long item)
             float drstd_q_h = 0;
 #pragma omp simd reduction(+: drstd_q_h)
             for (int c = 0; c < 4; c++) {
+                const float qkv = qkv_in[t*128 + 16*head + 2*c];
                 const float dq = dq_in[t*64 + 1 + 16*head + 2*c];
                 const float dq_2 = dq_in[t*64 + 16*head + 2*c];
-                const float x_10 = cos[t % 32*4 + c] * dq_2 - sin[t % 32*4 + c] * dq;
-                const float x_11 = x_10 * rstd_q_in[t*4 + head];
-                row_x_11[16*head + 2*c] = x_11;
-                const float qkv = qkv_in[t*128 + 16*head + 2*c];
-                drstd_q_h += qkv * x_10;
-                const float x_19 = cos[t % 32*4 + c] * dq + sin[t % 32*4 + c] * dq_2;
-                const float x_20 = x_19 * rstd_q_in[t*4 + head];
-                row_x_11[1 + 16*head + 2*c] = x_20;
+                const float x_9 = cos[(t % 32)*4 + c] * dq_2 - sin[(t % 32)*4 + c] * dq;
+                drstd_q_h += qkv * x_9;
                 const float qkv_3 = qkv_in[t*128 + 1 + 16*head + 2*c];
-                drstd_q_h += qkv_3 * x_19;
+                const float x_16 = cos[(t % 32)*4 + c] * dq + sin[(t % 32)*4 + c] * dq_2;
+                drstd_q_h += qkv_3 * x_16;
             }
 #pragma omp simd reduction(+: drstd_q_h)
             for (int c = 8; c < 16; c++) {
-                const float dq = dq_in[t*64 + 16*head + c];
-                const float x_11 = dq * rstd_q_in[t*4 + head];
-                row_x_11[16*head + c] = x_11;
                 const float qkv = qkv_in[t*128 + 16*head + c];
+                const float dq = dq_in[t*64 + 16*head + c];
                 drstd_q_h += qkv * dq;
             }
             drstd_q[head] = drstd_q_h;
         }
-        float mul_3[2] = {0};
-        for (int head = 0; head < 2; head++) {
-            mul_3[head] = drstd_k[head] * mul_2[head];
-        }
-        float mul_4[2] = {0};
-        for (int head = 0; head < 2; head++) {
-            mul_4[head] = (-0.03125f) * mul_3[head];
-        }
-        float mul_7[4] = {0};
-        for (int head = 0; head < 4; head++) {
-            mul_7[head] = drstd_q[head] * mul_6[head];
-        }
-        float mul_8[4] = {0};
-        for (int head = 0; head < 4; head++) {
-            mul_8[head] = (-0.03125f) * mul_7[head];
-        }
         for (int head = 0; head < 4; head++) {
 #pragma omp simd
-            for (int c = 0; c < 16; c++) {
+            for (int c = 0; c < 4; c++) {
+                const float dq = dq_in[t*64 + 1 + 16*head + 2*c];
+                const float dq_3 = dq_in[t*64 + 16*head + 2*c];
+                const float x_9 = cos[(t % 32)*4 + c] * dq_3 - sin[(t % 32)*4 + c] * dq;
+                const float qkv = qkv_in[t*128 + 16*head + 2*c];
+                const float dqkv = x_9 * rstd_q_in[t*4 + head] + (-0.0625f) * (drstd_q[head] * (rstd_q_in[t*4 + head] * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head]))) * qkv;
+                dqkv_out[t*128 + 16*head + 2*c] = dqkv;
+                const float x_17 = cos[(t % 32)*4 + c] * dq + sin[(t % 32)*4 + c] * dq_3;
+                const float qkv_4 = qkv_in[t*128 + 1 + 16*head + 2*c];
+                const float dqkv_2 = x_17 * rstd_q_in[t*4 + head] + (-0.0625f) * (drstd_q[head] * (rstd_q_in[t*4 + head] * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head]))) * qkv_4;
+                dqkv_out[t*128 + 1 + 16*head + 2*c] = dqkv_2;
+            }
+#pragma omp simd
+            for (int c = 8; c < 16; c++) {
+                const float dq = dq_in[t*64 + 16*head + c];
                 const float qkv = qkv_in[t*128 + 16*head + c];
-                const float x_13 = mul_8[head] * qkv;
-                const float dqkv = row_x_11[16*head + c] + x_13 + x_13;
+                const float dqkv = dq * rstd_q_in[t*4 + head] + (-0.0625f) * (drstd_q[head] * (rstd_q_in[t*4 + head] * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head]))) * qkv;
                 dqkv_out[t*128 + 16*head + c] = dqkv;
             }
         }
         for (int head = 4; head < 6; head++) {
 #pragma omp simd
-            for (int c = 0; c < 16; c++) {
+            for (int c = 0; c < 4; c++) {
+                const float dk = dk_in[t*32 - 63 + 16*head + 2*c];
+                const float dk_3 = dk_in[t*32 - 64 + 16*head + 2*c];
+                const float x_2 = cos[(t % 32)*4 + c] * dk_3 - sin[(t % 32)*4 + c] * dk;
+                const float qkv = qkv_in[t*128 + 16*head + 2*c];
+                const float dqkv = x_2 * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (drstd_k[-4 + head] * (rstd_k_in[t*2 - 4 + head] * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head]))) * qkv;
+                dqkv_out[t*128 + 16*head + 2*c] = dqkv;
+                const float x_18 = cos[(t % 32)*4 + c] * dk + sin[(t % 32)*4 + c] * dk_3;
+                const float qkv_5 = qkv_in[t*128 + 1 + 16*head + 2*c];
+                const float dqkv_3 = x_18 * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (drstd_k[-4 + head] * (rstd_k_in[t*2 - 4 + head] * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head]))) * qkv_5;
+                dqkv_out[t*128 + 1 + 16*head + 2*c] = dqkv_3;
+            }
+#pragma omp simd
+            for (int c = 8; c < 16; c++) {
+                const float dk = dk_in[t*32 - 64 + 16*head + c];
                 const float qkv = qkv_in[t*128 + 16*head + c];
-                const float x_5 = mul_4[-4 + head] * qkv;
-                const float dqkv = row_x_3[-64 + 16*head + c] + x_5 + x_5;
+                const float dqkv = dk * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (drstd_k[-4 + head] * (rstd_k_in[t*2 - 4 + head] * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head]))) * qkv;
                 dqkv_out[t*128 + 16*head + c] = dqkv;
             }
         }
         for (int head = 6; head < 8; head++) {
 #pragma omp simd
-            for (int c = 0; c < 16; c++) {
+            for (int c = 0; c < 4; c++) {
+                const float dv = dv_in[t*32 - 96 + 16*head + 2*c];
+                dqkv_out[t*128 + 16*head + 2*c] = dv;
+                const float dv_2 = dv_in[t*32 - 95 + 16*head + 2*c];
+                dqkv_out[t*128 + 1 + 16*head + 2*c] = dv_2;
+            }
+#pragma omp simd
+            for (int c = 8; c < 16; c++) {
                 const float dv = dv_in[t*32 - 96 + 16*head + c];
                 dqkv_out[t*128 + 16*head + c] = dv;
             }

@@ -53,7 +53,7 @@ void attn_glue_fwd__n3_C48_f32(const HcArg *a, long item)
     const float *restrict cos = a[5].p;                      // [32,4]     rotary table
     const float *restrict sin = a[6].p;                      // [32,4]     rotary table
     const long T = a[7].i;
-    
+
     for (long t = item*T / 64; t < (item + 1)*T / 64; t++) {
         float dot[4];
         float dot_2[2];
@@ -75,34 +75,14 @@ void attn_glue_fwd__n3_C48_f32(const HcArg *a, long item)
             }
             dot_2[head] = dot_2_h;
         }
-        float mul[4] = {0};
+        float rstd_q[4];
         for (int head = 0; head < 4; head++) {
-            mul[head] = 0.0625f * dot[head];
-        }
-        float add[4] = {0};
-        for (int head = 0; head < 4; head++) {
-            add[head] = mul[head] + 1e-06f;
-        }
-        float rstd_q[4] = {0};
-        for (int head = 0; head < 4; head++) {
-            rstd_q[head] = 1.f / __builtin_sqrtf(add[head]);
-        }
-        for (int head = 0; head < 4; head++) {
+            rstd_q[head] = 1.f / __builtin_sqrtf(0.0625f * dot[head] + 1e-06f);
             rstd_q_out[t*4 + head] = rstd_q[head];
         }
-        float mul_2[2] = {0};
+        float rstd_k[2];
         for (int head = 0; head < 2; head++) {
-            mul_2[head] = 0.0625f * dot_2[head];
-        }
-        float add_2[2] = {0};
-        for (int head = 0; head < 2; head++) {
-            add_2[head] = mul_2[head] + 1e-06f;
-        }
-        float rstd_k[2] = {0};
-        for (int head = 0; head < 2; head++) {
-            rstd_k[head] = 1.f / __builtin_sqrtf(add_2[head]);
-        }
-        for (int head = 0; head < 2; head++) {
+            rstd_k[head] = 1.f / __builtin_sqrtf(0.0625f * dot_2[head] + 1e-06f);
             rstd_k_out[t*2 + head] = rstd_k[head];
         }
         for (int head = 0; head < 4; head++) {
@@ -110,9 +90,9 @@ void attn_glue_fwd__n3_C48_f32(const HcArg *a, long item)
             for (int c = 0; c < 4; c++) {
                 const float qkv = qkv_in[t*128 + 1 + 16*head + 2*c];
                 const float qkv_2 = qkv_in[t*128 + 16*head + 2*c];
-                const float q = cos[t % 32*4 + c] * (rstd_q[head] * qkv_2) + sin[t % 32*4 + c] * (rstd_q[head] * qkv);
+                const float q = cos[(t % 32)*4 + c] * (rstd_q[head] * qkv_2) + sin[(t % 32)*4 + c] * (rstd_q[head] * qkv);
                 q_out[t*64 + 16*head + 2*c] = q;
-                const float q_2 = cos[t % 32*4 + c] * (rstd_q[head] * qkv) - sin[t % 32*4 + c] * (rstd_q[head] * qkv_2);
+                const float q_2 = cos[(t % 32)*4 + c] * (rstd_q[head] * qkv) - sin[(t % 32)*4 + c] * (rstd_q[head] * qkv_2);
                 q_out[t*64 + 1 + 16*head + 2*c] = q_2;
             }
 #pragma omp simd
@@ -127,9 +107,9 @@ void attn_glue_fwd__n3_C48_f32(const HcArg *a, long item)
             for (int c = 0; c < 4; c++) {
                 const float qkv = qkv_in[t*128 + 65 + 16*head + 2*c];
                 const float qkv_3 = qkv_in[t*128 + 64 + 16*head + 2*c];
-                const float k = cos[t % 32*4 + c] * (rstd_k[head] * qkv_3) + sin[t % 32*4 + c] * (rstd_k[head] * qkv);
+                const float k = cos[(t % 32)*4 + c] * (rstd_k[head] * qkv_3) + sin[(t % 32)*4 + c] * (rstd_k[head] * qkv);
                 k_out[t*32 + 16*head + 2*c] = k;
-                const float k_2 = cos[t % 32*4 + c] * (rstd_k[head] * qkv) - sin[t % 32*4 + c] * (rstd_k[head] * qkv_3);
+                const float k_2 = cos[(t % 32)*4 + c] * (rstd_k[head] * qkv) - sin[(t % 32)*4 + c] * (rstd_k[head] * qkv_3);
                 k_out[t*32 + 1 + 16*head + 2*c] = k_2;
             }
 #pragma omp simd

@@ -1,7 +1,7 @@
 // lanes_attn_to_mlp_fwd__n3_C48_f32
 // emitted by hcgen, format 1
 // sites     layers.0 lanes_attn_to_mlp_fwd
-// computes  lane0_next = bf16(resid_lambda0)*lane0 + h + bf16(x0_coef0)*x0
+// computes  lane0_next = resid_lambda0*lane0 + h + x0_coef0*x0
 //           rstd = rsqrt(0.020833333333333332*(<lane0_next, lane0_next>) + 1e-06)
 //           n = mlp_norm*rstd*lane0_next
 // types     arithmetic in f32; a stored value is rounded once, by its store; sums over channels in the
@@ -49,14 +49,14 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(const HcArg *a, long item)
     const float *restrict lane0_in = a[3].p;                 // [T,48]
     const float *restrict h_in = a[4].p;                     // [T,48]
     const float *restrict x0_in = a[5].p;                    // [T,48]
-    const float *restrict resid_lambda = a[6].p;             // [3]        hc.resid_lambda
-    const float *restrict x0_coef = a[7].p;                  // [3]        hc.sources.x0.coef
-    const float *restrict mlp_norm = a[8].p;                 // [48]       layers.0.mlp.norm
+    const float *restrict resid_lambda_row = a[6].p;         // [3]        hc.resid_lambda
+    const float *restrict x0_coef_row = a[7].p;              // [3]        hc.sources.x0.coef
+    const float *restrict mlp_norm_row = a[8].p;             // [48]       layers.0.mlp.norm
     const long T = a[9].i;
 
-    const float resid_lambda0 = F32(BF16(resid_lambda[0]));
-    const float x0_coef0 = F32(BF16(x0_coef[0]));
-    
+    const float resid_lambda0 = F32(BF16(resid_lambda_row[0]));
+    const float x0_coef0 = F32(BF16(x0_coef_row[0]));
+
     for (long t = item*T / 64; t < (item + 1)*T / 64; t++) {
         float row_lane0_next[48];
         float dot = 0;
@@ -70,13 +70,11 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(const HcArg *a, long item)
             row_lane0_next[c] = lane0_next;
             dot += lane0_next * lane0_next;
         }
-        const float mul = 0.0208333333f * dot;
-        const float add = mul + 1e-06f;
-        const float rstd = 1.f / __builtin_sqrtf(add);
+        const float rstd = 1.f / __builtin_sqrtf(0.0208333333f * dot + 1e-06f);
         rstd_out[t] = rstd;
 #pragma omp simd
         for (int c = 0; c < 48; c++) {
-            const float n = mlp_norm[c] * (rstd * row_lane0_next[c]);
+            const float n = mlp_norm_row[c] * (rstd * row_lane0_next[c]);
             n_out[t*48 + c] = n;
         }
     }

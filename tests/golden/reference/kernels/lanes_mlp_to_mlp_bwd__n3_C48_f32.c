@@ -3,31 +3,31 @@
 // sites     layers.2 lanes_mlp_to_mlp_bwd
 // computes  part[c] = sum over rows(dn*rstd*lane0)
 //           drstd = <lane0, dn*mlp_norm>
-//           du = dn*mlp_norm*rstd + -0.010416666666666666*drstd*rstd*rstd*rstd*lane0 + -0.010416666666666666*drstd*rstd*rstd*rstd*lane0
-//           dlane0 = dout*bf16(resid_lambda0) + du
-//           sum = sum over rows(<x0, dlane0>)
+//           du = dn*mlp_norm*rstd + -0.020833333333333332*drstd*rstd*rstd*rstd*lane0
+//           dlane0 = dout*resid_lambda0 + du
+//           dp_coef = sum over rows(<x0, dlane0>)
 //           dlane1 = 0.3333333333333333*dlane0
 //           dlane2 = -dout*back_gate + dlane1
-//           sum_2 = sum over rows(<lane0_2 + lane1 + lane2, dlane0>)
-//           sum_3 = sum over rows(<x0, dlane2>)
-//           sum_4 = sum over rows(<bf16(res6)*lane0_3 + bf16(res7)*lane1_2 + bf16(res8)*lane2_2, dlane2>)
-//           sum_5 = sum over rows(<lane2_2, dlane2>)
-//           sum_6 = sum over rows(<lane1_2, dlane2>)
-//           sum_7 = sum over rows(<lane0_3, dlane2>)
-//           sum_8 = sum over rows(<bf16(res3)*lane0_3 + bf16(res4)*lane1_2 + bf16(res5)*lane2_2, dlane0>)
-//           sum_9 = sum over rows(<lane2_2, dlane0>)
-//           sum_10 = sum over rows(<lane1_2, dlane0>)
-//           sum_11 = sum over rows(<lane0_3, dlane0>)
-//           dx0_next = dx0 + dlane2*bf16(x0_coef2)
-//           dx0_next_2 = dx0_next + dlane1*bf16(x0_coef1)
-//           dx0_next_3 = dx0_next_2 + dlane1*bf16(x0_coef0)
+//           sum = sum over rows(<lane0_2 + lane1 + lane2, dlane0>)
+//           dx0_coef2 = sum over rows(<x0, dlane2>)
+//           dresid_lambda2 = sum over rows(<res6*lane0_3 + res7*lane1_2 + res8*lane2_2, dlane2>)
+//           dres8 = sum over rows(<lane2_2, dlane2>)
+//           dres7 = sum over rows(<lane1_2, dlane2>)
+//           dres6 = sum over rows(<lane0_3, dlane2>)
+//           dresid_lambda1 = sum over rows(<res3*lane0_3 + res4*lane1_2 + res5*lane2_2, dlane0>)
+//           dres5 = sum over rows(<lane2_2, dlane0>)
+//           dres4 = sum over rows(<lane1_2, dlane0>)
+//           dres3 = sum over rows(<lane0_3, dlane0>)
+//           dx0_next = dx0 + dlane2*x0_coef2
+//           dx0_next_2 = dx0_next + dlane1*x0_coef1
+//           dx0_next_3 = dx0_next_2 + dlane1*x0_coef0
 //           dh = dlane2 + dlane1 + dlane1
-//           sum_12 = sum over rows(<bf16(res0)*lane0_3 + bf16(res1)*lane1_2 + bf16(res2)*lane2_2, dlane0>)
+//           dresid_lambda0 = sum over rows(<res0*lane0_3 + res1*lane1_2 + res2*lane2_2, dlane0>)
 // types     arithmetic in f32; a stored value is rounded once, by its store; sums over channels in the
 //           order of the compiler's vectors, over rows ascending in a block, then over blocks
 // maps      item = one of 64 blocks of rows; one thread per row, loops over channels vectorise
 // moves     per row  read 2116 B  write 768 B  = 2884 B
-// flops     per row  3124 = 1.1 per byte      floor 0.671 ns per row at 4300 GB/s (h200)
+// flops     per row  3264 = 1.1 per byte      floor 0.671 ns per row at 4300 GB/s (h200)
 
 // from templates/cpu/prelude.c
 typedef union { void *p; long i; double f; } HcArg;
@@ -79,86 +79,56 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(const HcArg *a, long item)
     const float *restrict lane1_in_2 = a[14].p;              // [T,48]
     const float *restrict lane2_in_2 = a[15].p;              // [T,48]
     float *restrict part = a[16].p;                          // [64,48]    partial sums, one row per block of rows
-    const float *restrict resid_lambda = a[17].p;            // [3]        hc.resid_lambda
-    const float *restrict back_gate = a[18].p;               // [1]        hc.backouts.back.gate
-    const float *restrict res = a[19].p;                     // [9]        hc.res
-    const float *restrict x0_coef = a[20].p;                 // [3]        hc.sources.x0.coef
+    const float *restrict resid_lambda_row = a[17].p;        // [3]        hc.resid_lambda
+    const float *restrict back_gate_row = a[18].p;           // [1]        hc.backouts.back.gate
+    const float *restrict res_row = a[19].p;                 // [9]        hc.res
+    const float *restrict x0_coef_row = a[20].p;             // [3]        hc.sources.x0.coef
     float *restrict sums = a[21].p;                          // [12,64]    partial sums, one column per block of rows
-    const float *restrict mlp_norm = a[22].p;                // [48]       layers.3.mlp.norm
+    const float *restrict mlp_norm_row = a[22].p;            // [48]       layers.3.mlp.norm
     const long T = a[23].i;
 
-    const float resid_lambda0 = F32(BF16(resid_lambda[0]));
-    const float back_gate_ = back_gate[0];
-    const float res6 = F32(BF16(res[6]));
-    const float res7 = F32(BF16(res[7]));
-    const float res8 = F32(BF16(res[8]));
-    const float res3 = F32(BF16(res[3]));
-    const float res4 = F32(BF16(res[4]));
-    const float res5 = F32(BF16(res[5]));
-    const float x0_coef2 = F32(BF16(x0_coef[2]));
-    const float x0_coef1 = F32(BF16(x0_coef[1]));
-    const float x0_coef0 = F32(BF16(x0_coef[0]));
-    const float res0 = F32(BF16(res[0]));
-    const float res1 = F32(BF16(res[1]));
-    const float res2 = F32(BF16(res[2]));
+    const float resid_lambda0 = F32(BF16(resid_lambda_row[0]));
+    const float back_gate = back_gate_row[0];
+    const float res6 = F32(BF16(res_row[6]));
+    const float res7 = F32(BF16(res_row[7]));
+    const float res8 = F32(BF16(res_row[8]));
+    const float res3 = F32(BF16(res_row[3]));
+    const float res4 = F32(BF16(res_row[4]));
+    const float res5 = F32(BF16(res_row[5]));
+    const float x0_coef2 = F32(BF16(x0_coef_row[2]));
+    const float x0_coef1 = F32(BF16(x0_coef_row[1]));
+    const float x0_coef0 = F32(BF16(x0_coef_row[0]));
+    const float res0 = F32(BF16(res_row[0]));
+    const float res1 = F32(BF16(res_row[1]));
+    const float res2 = F32(BF16(res_row[2]));
     for (int c = 0; c < 48; c++)
         part[item*48 + c] = 0;
+    float dp_coef = 0;
     float sum = 0;
-    float sum_2 = 0;
-    float sum_3 = 0;
-    float sum_4 = 0;
-    float sum_5 = 0;
-    float sum_6 = 0;
-    float sum_7 = 0;
-    float sum_8 = 0;
-    float sum_9 = 0;
-    float sum_10 = 0;
-    float sum_11 = 0;
-    float sum_12 = 0;
-    
+    float dx0_coef2 = 0;
+    float dresid_lambda2 = 0;
+    float dres8 = 0;
+    float dres7 = 0;
+    float dres6 = 0;
+    float dresid_lambda1 = 0;
+    float dres5 = 0;
+    float dres4 = 0;
+    float dres3 = 0;
+    float dresid_lambda0 = 0;
+
     for (long t = item*T / 64; t < (item + 1)*T / 64; t++) {
-        float row_x_4[48];
-        float row_x_6[48];
-        float row_x_10[48];
-        float row_x_12[48];
-        float row_x_17[48];
-        float row_x_22[48];
-        float row_x_31[48];
+        float row_x_5[48];
         const float rstd = rstd_in[t];
-        const float mul = rstd * rstd;
-        const float mul_2 = rstd * mul;
         float drstd = 0;
 #pragma omp simd reduction(+: drstd)
         for (int c = 0; c < 48; c++) {
             const float dn = dn_in[t*48 + c];
             const float lane0 = lane0_in[t*48 + c];
             part[item*48 + c] += dn * (rstd * lane0);
-            const float dout = dout_in[t*48 + c];
-            const float x_4 = dout * resid_lambda0;
-            row_x_4[c] = x_4;
-            const float x_5 = dn * mlp_norm[c];
-            const float x_6 = x_5 * rstd;
-            row_x_6[c] = x_6;
+            const float x_5 = dn * mlp_norm_row[c];
+            row_x_5[c] = x_5;
             drstd += lane0 * x_5;
-            const float x_10 = -dout * back_gate_;
-            row_x_10[c] = x_10;
-            const float lane0_2 = lane0_in_2[t*48 + c];
-            const float lane1 = lane1_in[t*48 + c];
-            const float lane2 = lane2_in[t*48 + c];
-            const float x_12 = lane0_2 + lane1 + lane2;
-            row_x_12[c] = x_12;
-            const float lane0_3 = lane0_in_3[t*48 + c];
-            const float lane1_2 = lane1_in_2[t*48 + c];
-            const float lane2_2 = lane2_in_2[t*48 + c];
-            const float x_17 = res6 * lane0_3 + res7 * lane1_2 + res8 * lane2_2;
-            row_x_17[c] = x_17;
-            const float x_22 = res3 * lane0_3 + res4 * lane1_2 + res5 * lane2_2;
-            row_x_22[c] = x_22;
-            const float x_31 = res0 * lane0_3 + res1 * lane1_2 + res2 * lane2_2;
-            row_x_31[c] = x_31;
         }
-        const float mul_3 = drstd * mul_2;
-        const float mul_4 = (-0.010416667f) * mul_3;
         float dot = 0;
         float dot_2 = 0;
         float dot_3 = 0;
@@ -174,24 +144,27 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(const HcArg *a, long item)
 #pragma omp simd reduction(+: dot, dot_2, dot_3, dot_4, dot_5, dot_6, dot_7, dot_8, dot_9, dot_10, dot_11, dot_12)
         for (int c = 0; c < 48; c++) {
             const float x0 = x0_in[t*48 + c];
+            const float dout = dout_in[t*48 + c];
             const float lane0 = lane0_in[t*48 + c];
-            const float x_7 = mul_4 * lane0;
-            const float dlane0 = row_x_4[c] + row_x_6[c] + x_7 + x_7;
+            const float dlane0 = dout * resid_lambda0 + row_x_5[c] * rstd + (-0.0208333333f) * (drstd * (rstd * (rstd * rstd))) * lane0;
             dot += x0 * dlane0;
             const float dlane1 = 0.33333333f * dlane0;
             dlane1_out[t*48 + c] = dlane1;
-            const float dlane2 = row_x_10[c] + dlane1;
+            const float dlane2 = -dout * back_gate + dlane1;
             dlane2_out[t*48 + c] = dlane2;
-            dot_2 += row_x_12[c] * dlane0;
+            const float lane0_2 = lane0_in_2[t*48 + c];
+            const float lane1 = lane1_in[t*48 + c];
+            const float lane2 = lane2_in[t*48 + c];
+            dot_2 += (lane0_2 + lane1 + lane2) * dlane0;
             dot_3 += x0 * dlane2;
-            dot_4 += row_x_17[c] * dlane2;
-            const float lane2_2 = lane2_in_2[t*48 + c];
-            dot_5 += lane2_2 * dlane2;
-            const float lane1_2 = lane1_in_2[t*48 + c];
-            dot_6 += lane1_2 * dlane2;
             const float lane0_3 = lane0_in_3[t*48 + c];
+            const float lane1_2 = lane1_in_2[t*48 + c];
+            const float lane2_2 = lane2_in_2[t*48 + c];
+            dot_4 += (res6 * lane0_3 + res7 * lane1_2 + res8 * lane2_2) * dlane2;
+            dot_5 += lane2_2 * dlane2;
+            dot_6 += lane1_2 * dlane2;
             dot_7 += lane0_3 * dlane2;
-            dot_8 += row_x_22[c] * dlane0;
+            dot_8 += (res3 * lane0_3 + res4 * lane1_2 + res5 * lane2_2) * dlane0;
             dot_9 += lane2_2 * dlane0;
             dot_10 += lane1_2 * dlane0;
             dot_11 += lane0_3 * dlane0;
@@ -200,31 +173,31 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(const HcArg *a, long item)
             dx0_out[t*48 + c] = dx0_next_3;
             const float dh = dlane2 + dlane1 + dlane1;
             dh_out[t*48 + c] = dh;
-            dot_12 += row_x_31[c] * dlane0;
+            dot_12 += (res0 * lane0_3 + res1 * lane1_2 + res2 * lane2_2) * dlane0;
         }
-        sum += dot;
-        sum_2 += dot_2;
-        sum_3 += dot_3;
-        sum_4 += dot_4;
-        sum_5 += dot_5;
-        sum_6 += dot_6;
-        sum_7 += dot_7;
-        sum_8 += dot_8;
-        sum_9 += dot_9;
-        sum_10 += dot_10;
-        sum_11 += dot_11;
-        sum_12 += dot_12;
+        dp_coef += dot;
+        sum += dot_2;
+        dx0_coef2 += dot_3;
+        dresid_lambda2 += dot_4;
+        dres8 += dot_5;
+        dres7 += dot_6;
+        dres6 += dot_7;
+        dresid_lambda1 += dot_8;
+        dres5 += dot_9;
+        dres4 += dot_10;
+        dres3 += dot_11;
+        dresid_lambda0 += dot_12;
     }
-    sums[0 + item] = sum;
-    sums[64 + item] = sum_2;
-    sums[128 + item] = sum_3;
-    sums[192 + item] = sum_4;
-    sums[256 + item] = sum_5;
-    sums[320 + item] = sum_6;
-    sums[384 + item] = sum_7;
-    sums[448 + item] = sum_8;
-    sums[512 + item] = sum_9;
-    sums[576 + item] = sum_10;
-    sums[640 + item] = sum_11;
-    sums[704 + item] = sum_12;
+    sums[0 + item] = dp_coef;
+    sums[64 + item] = sum;
+    sums[128 + item] = dx0_coef2;
+    sums[192 + item] = dresid_lambda2;
+    sums[256 + item] = dres8;
+    sums[320 + item] = dres7;
+    sums[384 + item] = dres6;
+    sums[448 + item] = dresid_lambda1;
+    sums[512 + item] = dres5;
+    sums[576 + item] = dres4;
+    sums[640 + item] = dres3;
+    sums[704 + item] = dresid_lambda0;
 }

@@ -73,7 +73,7 @@ void mlp_glue_bwd__n3_C48_f32(const HcArg *a, long item)
     const float *restrict dact_in = a[1].p;                  // [T,80]
     const float *restrict up_in = a[2].p;                    // [T,160]
     const long T = a[3].i;
-    
+
     for (long t = item*T / 64; t < (item + 1)*T / 64; t++) {
 #pragma omp simd
         for (int c = 0; c < 80; c++) {

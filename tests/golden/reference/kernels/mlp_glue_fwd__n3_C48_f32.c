@@ -72,7 +72,7 @@ void mlp_glue_fwd__n3_C48_f32(const HcArg *a, long item)
     float *restrict act_out = a[0].p;                        // [T,80]
     const float *restrict up_in = a[1].p;                    // [T,160]
     const long T = a[2].i;
-    
+
     for (long t = item*T / 64; t < (item + 1)*T / 64; t++) {
 #pragma omp simd
         for (int c = 0; c < 80; c++) {

@@ -11,6 +11,7 @@
 #include "../gen/interp.h"
 #include "hcrun.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -305,28 +306,52 @@ shrink(Verify *v, long rows)
 	return m;
 }
 
+/* The emitted directory is temporary and goes when the process does, however
+ * it ends. */
+static char run_dir[] = "/tmp/hcgen-verify-XXXXXX";
+static pid_t run_owner;
+
 static void
-open_run(Verify *v, char *dir)
+remove_files(const char *dir)
 {
-	if (!mkdtemp(dir))
-		die("cannot make a directory in /tmp: %s", strerror(errno));
-	bundle_write(v->b, dir);
-	v->r = run_load(dir);
-	run_open(v->r, v->o->threads);
+	DIR *d = opendir(dir);
+	struct dirent *e;
+	Buf path = {0};
+
+	while (d && (e = readdir(d))) {
+		path.len = 0;
+		buf_printf(&path, "%s/%s", dir, e->d_name);
+		unlink(path.s);
+	}
+	if (d)
+		closedir(d);
+	rmdir(dir);
+	buf_free(&path);
 }
 
 static void
-remove_dir(Verify *v, const char *dir)
+remove_run_dir(void)
 {
-	int i;
+	Buf kernels = {0};
 
-	for (i = 0; i < v->b->ntext; i++)
-		unlink(arena_printf(v->a, "%s/kernels/%s.c", dir, v->b->text[i].name));
-	rmdir(arena_printf(v->a, "%s/kernels", dir));
-	unlink(arena_printf(v->a, "%s/manifest", dir));
-	unlink(arena_printf(v->a, "%s/plan.txt", dir));
-	unlink(arena_printf(v->a, "%s/spec.yaml", dir));
-	rmdir(dir);
+	if (getpid() != run_owner)
+		return;
+	buf_printf(&kernels, "%s/kernels", run_dir);
+	remove_files(kernels.s);
+	remove_files(run_dir);
+	buf_free(&kernels);
+}
+
+static void
+open_run(Verify *v)
+{
+	if (!mkdtemp(run_dir))
+		die("cannot make a directory in /tmp: %s", strerror(errno));
+	run_owner = getpid();
+	atexit(remove_run_dir);
+	bundle_write(v->b, run_dir);
+	v->r = run_load(run_dir);
+	run_open(v->r, v->o->threads);
 }
 
 static void
@@ -419,7 +444,6 @@ compare_gradients(Verify *v)
 static int
 verify_random(Verify *v)
 {
-	char dir[] = "/tmp/hcgen-verify-XXXXXX";
 	uint64_t seed = (uint64_t)v->o->seed * 977 + 1;
 	int32_t *tok;
 	int j;
@@ -427,7 +451,7 @@ verify_random(Verify *v)
 	v->b = generate(v->a, shrink(v, v->o->rows), 0, "");
 	v->m = v->b->model;
 	v->p = v->b->plan[PLAN_TRAIN];
-	open_run(v, dir);
+	open_run(v);
 	random_params(v, &seed);
 	run_sync_weights(v->r);
 	tok = NEWN(v->a, int32_t, v->p->T + 1);
@@ -445,7 +469,6 @@ verify_random(Verify *v)
 	       v->nstep, v->p->T, v->worst_f32, tol_f32, v->worst_bf16, tol_bf16);
 	compare_gradients(v);
 	interp_free(v->I);
-	remove_dir(v, dir);
 	run_close(v->r);
 	printf("%s: %s\n", v->m->spec->name, v->bad ? "FAILED" : "verified");
 	return v->bad ? EX_NUMERICS : EX_OK;
@@ -555,13 +578,12 @@ run_once(Verify *v, const int32_t *tok)
 static int
 verify_user(Verify *v)
 {
-	char dir[] = "/tmp/hcgen-verify-XXXXXX";
 	int32_t *tok;
 	double loss;
 
 	v->b = generate(v->a, v->m, 0, "");
 	v->p = v->b->plan[PLAN_TRAIN];
-	open_run(v, dir);
+	open_run(v);
 	params_load(v->r, v->o->params);
 	run_sync_weights(v->r);
 	tok = NEWN(v->a, int32_t, 2 * v->p->T);
@@ -569,7 +591,6 @@ verify_user(Verify *v)
 	inputs_fill(v->r, tok, tok + v->p->T, v->p->T);
 	loss = v->o->reference ? reference(v) : run_once(v, tok);
 	printf("loss %.12g\n", loss);
-	remove_dir(v, dir);
 	run_close(v->r);
 	return isfinite(loss) ? EX_OK : EX_NUMERICS;
 }

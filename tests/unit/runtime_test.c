@@ -760,7 +760,7 @@ test_manifest_good(void)
 	bool good;
 
 	good = r->layers == 1 && r->lanes == 2 && r->tokens == 16 &&
-	       r->bos == -1 && r->storage_bf16 && r->lr == 0.003 &&
+	       r->bos == 4 && !r->document_mask && r->storage_bf16 && r->lr == 0.003 &&
 	       r->cooldown_kind == RUN_COOL_LINEAR && r->seed == 7 &&
 	       r->ntrainfile == 2 &&
 	       strcmp(r->trainfile[0], "some where/*.bin") == 0 &&

@@ -364,6 +364,7 @@ typedef struct {
 	                         * magnitudes of the terms of their sums, which is
 	                         * what rounding errors of a sum are relative to */
 	double **grad_mag;      /* the same of the gradients of coefficients */
+	bool vec_mag;           /* magnitudes of vecs too */
 } Interp;
 
 /* Run the whole graph.  want: values to keep (NULL: all). */

@@ -570,11 +570,30 @@ eval_vector_magnitude(Interp *I, int i)
 			        mag_at(I, x->arg[1], t, c, v->width);
 }
 
+/* a slice or pad of magnitudes */
+static void
+eval_index_magnitude(Interp *I, int i)
+{
+	const Val *v = &I->g->v[i], *a = &I->g->v[v->arg[0]];
+	double *r = I->mag[i] = interp_array(val_count(v, I->in->T));
+	int c, from, w = a->width, sign = v->op == OP_SLICE ? 1 : -1;
+	long t;
+
+	for (t = 0; t < I->in->T; t++)
+		for (c = 0; c < v->width; c++, r++) {
+			from = v->op == OP_BCAST ? c : c + sign * v->attr[0];
+			if (v->op == OP_BCAST)
+				*r = mag_at(I, v->arg[0], t, c, v->width);
+			else if (from >= 0 && from < w)
+				*r = mag_at(I, v->arg[0], t, from, w);
+		}
+}
+
 static void
 eval_magnitude(Interp *I, int i)
 {
 	const Val *v = &I->g->v[i], *a = &I->g->v[v->arg[0]];
-	long rows = v->kind == K_ROWVAL ? I->in->T : 1, t;
+	long rows = v->kind == K_SCALAR ? 1 : I->in->T, t;
 	double *r = I->mag[i] = interp_array(val_count(v, I->in->T)), x, y;
 	int c, W = a->width;
 
@@ -595,6 +614,25 @@ eval_magnitude(Interp *I, int i)
 			     x + y : v->op == OP_NEG ? x :
 			     fabs(I->x[i][t * v->width + c]);
 		}
+}
+
+static void
+eval_magnitudes(Interp *I, int i)
+{
+	const Val *v = &I->g->v[i];
+	OpClass class = op_info[v->op].class;
+
+	if (v->arg[0] < 0)
+		return;
+	if (v->op == OP_SUMR && v->kind == K_PVEC)
+		eval_vector_magnitude(I, i);
+	else if ((v->kind == K_ROWVAL || v->kind == K_SCALAR ||
+	          (v->kind == K_VEC && I->vec_mag)) &&
+	         (class == CL_POINT || class == CL_REDUCE))
+		eval_magnitude(I, i);
+	else if (v->kind == K_VEC && I->vec_mag &&
+	         (v->op == OP_SLICE || v->op == OP_PAD || v->op == OP_BCAST))
+		eval_index_magnitude(I, i);
 }
 
 void
@@ -635,11 +673,7 @@ interp_eval(Interp *I, int i)
 		eval_heavy(I, i, I->x[i]);
 		break;
 	}
-	if ((v->kind == K_ROWVAL || v->kind == K_SCALAR) && v->arg[0] >= 0 &&
-	    (op_info[v->op].class == CL_POINT || op_info[v->op].class == CL_REDUCE))
-		eval_magnitude(I, i);
-	if (v->op == OP_SUMR && v->kind == K_PVEC)
-		eval_vector_magnitude(I, i);
+	eval_magnitudes(I, i);
 }
 
 Interp *

@@ -20,13 +20,15 @@ double interp_head_row(Interp *I, double *l, int target);
 const int32_t *interp_index(const Interp *I, const Val *v);
 
 /* How a step touches memory.  n elements, contiguous, from the operand's place
- * on; put_sum: n totals of which memory holds RowBlocks partials each. */
+ * on; put_sum: n totals of which memory holds RowBlocks partials each.  mag is
+ * NULL or the magnitudes of the terms that each number was summed from. */
 typedef struct {
 	void *ctx;
 	void (*get)(void *ctx, const Opd *o, long n, double *x);
-	void (*put)(void *ctx, const Opd *o, long n, const double *x, bool add);
+	void (*put)(void *ctx, const Opd *o, long n, const double *x, const double *mag,
+	            bool add);
 	void (*get_sum)(void *ctx, const Opd *o, long n, double *x);
-	void (*put_sum)(void *ctx, const Opd *o, long n, const double *x);
+	void (*put_sum)(void *ctx, const Opd *o, long n, const double *x, const double *mag);
 } Access;
 
 /* Carry out one step in double, reading and writing through m alone. */

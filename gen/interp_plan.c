@@ -22,7 +22,7 @@ get(Exec *x, const Opd *o, long n, double *to)
 static void
 put(Exec *x, const Opd *o, long n, const double *from, bool adds)
 {
-	x->m->put(x->m->ctx, o, n, from, adds);
+	x->m->put(x->m->ctx, o, n, from, NULL, adds);
 }
 
 static Opd
@@ -125,14 +125,16 @@ row_results(Exec *x)
 		if (v->op == OP_SUMR && v->kind == K_SCALAR) {
 			o = opd_buf(p->part, F32, RowBlocks);
 			o.off = (size_t)p->partof[r] * RowBlocks * 4;
-			x->m->put_sum(x->m->ctx, &o, 1, x->I->x[r]);
+			x->m->put_sum(x->m->ctx, &o, 1, x->I->x[r], x->I->mag[r]);
 			continue;
 		}
 		o = buffer_of(p, r);
 		if (v->op == OP_SUMR)
-			x->m->put_sum(x->m->ctx, &o, v->width, x->I->x[r]);
+			x->m->put_sum(x->m->ctx, &o, v->width, x->I->x[r],
+			              x->I->mag[r]);
 		else
-			put(x, &o, p->T * v->width, x->I->x[r], false);
+			x->m->put(x->m->ctx, &o, p->T * v->width, x->I->x[r], x->I->mag[r],
+			          false);
 	}
 }
 
@@ -445,12 +447,13 @@ memory_get(void *ctx, const Opd *o, long n, double *x)
 }
 
 static void
-memory_put(void *ctx, const Opd *o, long n, const double *x, bool adds)
+memory_put(void *ctx, const Opd *o, long n, const double *x, const double *mag, bool adds)
 {
 	Memory *m = ctx;
 	double *p = cell(m, o, 0);
 	long i, step = o->kind == OPD_BUF ? dt_size(o->dt) / 2 : 1;
 
+	(void)mag;
 	for (i = 0; i < n; i++)
 		p[i * step] = (adds ? p[i * step] : 0) + x[i];
 }
@@ -462,9 +465,9 @@ memory_get_sum(void *ctx, const Opd *o, long n, double *x)
 }
 
 static void
-memory_put_sum(void *ctx, const Opd *o, long n, const double *x)
+memory_put_sum(void *ctx, const Opd *o, long n, const double *x, const double *mag)
 {
-	memory_put(ctx, o, n, x, false);
+	memory_put(ctx, o, n, x, mag, false);
 }
 
 /* NaN wherever no buffer is alive at this step */

@@ -148,11 +148,13 @@ is_range(const Node *n)
 {
 	int i;
 
+	if (n->kind != N_MAP)
+		return false;
 	for (i = 0; i < n->n; i++)
 		if (strcmp(n->pair[i].key, "first") != 0 &&
 		    strcmp(n->pair[i].key, "last") != 0)
 			return false;
-	return n->kind == N_MAP && n->n > 0;
+	return n->n > 0;
 }
 
 /* Lay over on base; base is used up. */

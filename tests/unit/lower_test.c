@@ -132,7 +132,7 @@ wanted(double **where, size_t n)
 }
 
 static void
-bench_put(void *ctx, const Opd *o, long n, const double *x, bool adds)
+bench_put(void *ctx, const Opd *o, long n, const double *x, const double *mag, bool adds)
 {
 	Bench *k = ctx;
 	size_t at = o->off / (size_t)dt_size(o->dt);
@@ -140,6 +140,7 @@ bench_put(void *ctx, const Opd *o, long n, const double *x, bool adds)
 	long i;
 
 	(void)adds;
+	(void)mag;
 	if (o->kind == OPD_ARENA) {
 		k->want_grad[at] += x[0];
 		return;
@@ -174,7 +175,7 @@ value_of_partial(const Plan *p, size_t part)
 }
 
 static void
-bench_put_sum(void *ctx, const Opd *o, long n, const double *x)
+bench_put_sum(void *ctx, const Opd *o, long n, const double *x, const double *mag)
 {
 	Bench *k = ctx;
 	size_t at = o->id == k->p->part ? o->off / 4 / RowBlocks : 0;
@@ -182,6 +183,7 @@ bench_put_sum(void *ctx, const Opd *o, long n, const double *x)
 	double *s = wanted(&k->scale[o->id], k->p->buf[o->id].nbytes / 4);
 	long i;
 
+	(void)mag;
 	for (i = 0; i < n; i++) {
 		w[at + (size_t)i] = x[i];
 		s[at + (size_t)i] = fabs(x[i]);

@@ -11,9 +11,9 @@ B = build
 # in the order of the pipeline
 GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model ir graph grad simplify \
 	fuse steps plan target mem lower lower_exp lower_loop emit tail texts manifest report generate \
-	interp interp_plan show
+	interp interp_heavy interp_plan show
 RUNTIME = load arena memory init pool gemm compile launch shard data bytes ngram st log train sample bench \
-	doctor verbs verify
+	doctor verify
 TEMPLATES = $(wildcard templates/cpu/*.c)
 
 GENOBJ = $(GEN:%=$(B)/gen/%.o) $(B)/templates.o

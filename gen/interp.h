@@ -18,6 +18,8 @@ double interp_softcap(const Spec *s, double l, double *dz);
 /* logits l of one row become gradients; returns the loss */
 double interp_head_row(Interp *I, double *l, int target);
 const int32_t *interp_index(const Interp *I, const Val *v);
+void interp_gather(Interp *I, const Val *v, double *r);         /* and scatter */
+void interp_head(Interp *I, const Val *v, double *loss, double *dx, double *dw);
 
 /* How a step touches memory.  n elements, contiguous, from the operand's place
  * on; put_sum: n totals of which memory holds RowBlocks partials each.  mag is

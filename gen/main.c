@@ -1,7 +1,7 @@
 /* hcgen: verbs and options.  Each verb is one short function; the pipeline
  * itself is generate.c, the runtime is runtime/. */
-#include "hcgen.h"
 #include "verbs.h"
+#include "../runtime/hcrun.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -308,14 +308,17 @@ verb_train(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, file);
 	const char *dir = o->kernels ? o->kernels : out_dir(a, o, m);
 	const Bundle *b = generate(a, m, 0, o->dump ? o->dump : "");
+	TrainOpts t;
 
 	if (o->kernels)
 		check_kernels(a, b, dir);
 	else
 		bundle_write(b, dir);
-	return run_train(dir, slash ? arena_strndup(a, file, (size_t)(slash - file)) : ".",
-	                 o->run ? o->run : arena_printf(a, "%s/run", dir), o->params,
-	                 (int)o->threads, o->quiet, o->json);
+	t = (TrainOpts){ .dir = dir, .params = o->params, .nthreads = (int)o->threads,
+	                 .quiet = o->quiet, .json = o->json };
+	t.base = slash ? arena_strndup(a, file, (size_t)(slash - file)) : ".";
+	t.run = o->run ? o->run : arena_printf(a, "%s/run", dir);
+	return train(&t);
 }
 
 static int
@@ -325,7 +328,7 @@ verb_bench(Arena *a, const Options *o)
 	const char *dir = out_dir(a, o, m);
 
 	bundle_write(generate(a, m, 0, ""), dir);
-	return run_bench(dir, o->n ? o->n : 5, (int)o->threads);
+	return bench(dir, o->n ? o->n : 5, (int)o->threads);
 }
 
 static int
@@ -334,15 +337,15 @@ verb_sample(Arena *a, const Options *o)
 	(void)a;
 	if (o->narg != 1)
 		die("sample takes one RUN directory, such as out/tiny/run");
-	return run_sample(o->arg[0], o->prompt ? o->prompt : "", o->n ? o->n : 256,
-	                  o->temperature, o->seed, (int)o->threads);
+	return sample(o->arg[0], o->prompt ? o->prompt : "", o->n ? o->n : 256,
+	              o->temperature, o->seed, (int)o->threads);
 }
 
 static int
 verb_doctor(Arena *a, const Options *o)
 {
 	(void)a;
-	return run_doctor(o->json);
+	return doctor(o->json);
 }
 
 static const struct {
@@ -366,8 +369,10 @@ main(int argc, char **argv)
 		fputs(usage, argc < 2 ? stderr : stdout);
 		return argc < 2 ? EX_ENV : EX_OK;
 	}
+	if (strcmp(argv[1], "data") == 0 && argc < 3)
+		die("data: bytes FILE… -o DIR, or show FILE…");
 	if (strcmp(argv[1], "data") == 0)
-		return run_data(argc - 2, argv + 2);
+		return data_main(argc - 2, argv + 2);
 	for (i = 0; i < sizeof verbs / sizeof *verbs; i++) {
 		if (strcmp(argv[1], verbs[i].name) != 0)
 			continue;

@@ -1,5 +1,4 @@
-/* What main.c calls beyond the pipeline: the screens of check (show.c), and
- * the runtime, which knows nothing of specs, behind plain values. */
+/* What main.c calls beyond the pipeline and the runtime. */
 #ifndef VERBS_H
 #define VERBS_H
 
@@ -19,14 +18,5 @@ typedef struct {
 	int threads;
 } VerifyOpts;
 int verify(Arena *a, const Model *m, const VerifyOpts *o);
-
-/* runtime/verbs.c */
-int run_train(const char *dir, const char *base, const char *run, const char *params,
-              int threads, bool quiet, bool json);
-int run_sample(const char *run, const char *prompt, long n, double temperature,
-               long long seed, int threads);
-int run_doctor(bool json);
-int run_bench(const char *dir, long steps, int threads);
-int run_data(int argc, char **argv);
 
 #endif

@@ -1,0 +1,222 @@
+/* The heavy ops in double, as plain as they are defined: matrix products,
+ * attention, the head, gather and scatter. */
+#include "interp.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* c[i, j] += sum over k of a[i, k] b[j, k], a as [m, k], b as [n, k]; strides
+ * let either be transposed.  Inner loop over i, so that it vectorises. */
+void
+interp_matmul(double *c, const double *a, const double *b, long m, long n, long k,
+       long ai, long ak, long bj, long bk)
+{
+	double *at_ = interp_array((size_t)(m * k)), *row = interp_array((size_t)m);
+	double w;
+	long i, j, l;
+
+	for (i = 0; i < m; i++)
+		for (l = 0; l < k; l++)
+			at_[l * m + i] = a[i * ai + l * ak];
+	for (j = 0; j < n; j++) {
+		memset(row, 0, (size_t)m * sizeof *row);
+		for (l = 0; l < k; l++) {
+			w = b[j * bj + l * bk];
+			for (i = 0; i < m; i++)
+				row[i] += w * at_[l * m + i];
+		}
+		for (i = 0; i < m; i++)
+			c[i * n + j] += row[i];
+	}
+	free(at_);
+	free(row);
+}
+
+static long
+first_key(const Interp *I, const Val *v, long t)
+{
+	long first = I->in->docstart[t];
+
+	if (v->attr[0] && t - v->attr[0] > first)
+		first = t - v->attr[0];
+	return first;
+}
+
+/* probabilities of query t of head h over its keys; returns logsumexp */
+static double
+softmax_row(const Interp *I, const Val *v, long t, int h, double *p, long first)
+{
+	const Model *m = I->g->model;
+	const double *q = I->x[v->arg[0]] + (t * m->H + h) * m->D;
+	const double *k;
+	double max = -INFINITY, sum = 0, s;
+	long j;
+	int d;
+
+	for (j = first; j <= t; j++) {
+		k = I->x[v->arg[1]] + (j * m->K + h / (m->H / m->K)) * m->D;
+		for (s = 0, d = 0; d < m->D; d++)
+			s += q[d] * k[d];
+		p[j - first] = s * v->num;
+		max = fmax(max, p[j - first]);
+	}
+	for (j = 0; j <= t - first; j++)
+		sum += p[j] = exp(p[j] - max);
+	for (j = 0; j <= t - first; j++)
+		p[j] /= sum;
+	return max + log(sum);
+}
+
+void
+interp_attn(Interp *I, const Val *v, double *o, double *lse)
+{
+	const Model *m = I->g->model;
+	double *p = interp_array((size_t)I->in->T);
+	const double *vv;
+	long t, j, first;
+	int h, d;
+
+	for (t = 0; t < I->in->T; t++)
+		for (h = 0; h < m->H; h++, o += m->D) {
+			first = first_key(I, v, t);
+			*lse++ = softmax_row(I, v, t, h, p, first);
+			for (j = first; j <= t; j++) {
+				vv = I->x[v->arg[2]] +
+				     (j * m->K + h / (m->H / m->K)) * m->D;
+				for (d = 0; d < m->D; d++)
+					o[d] += p[j - first] * vv[d];
+			}
+		}
+	free(p);
+}
+
+void
+interp_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv)
+{
+	const Model *m = I->g->model;
+	double *p = interp_array((size_t)I->in->T), delta, dp, ds;
+	const double *o, *dob, *q, *k, *vv;
+	long t, j, first, kv, i;
+	int h, d, D = m->D;
+
+	for (t = 0; t < I->in->T; t++)
+		for (h = 0; h < m->H; h++) {
+			i = (t * m->H + h) * D;
+			q = I->x[v->arg[0]] + i;
+			o = I->x[v->arg[3]] + i;
+			dob = I->x[v->arg[5]] + i;
+			first = first_key(I, v, t);
+			softmax_row(I, v, t, h, p, first);
+			for (delta = 0, d = 0; d < D; d++)
+				delta += dob[d] * o[d];
+			for (j = first; j <= t; j++) {
+				kv = (j * m->K + h / (m->H / m->K)) * D;
+				k = I->x[v->arg[1]] + kv;
+				vv = I->x[v->arg[2]] + kv;
+				for (dp = 0, d = 0; d < D; d++)
+					dp += dob[d] * vv[d];
+				ds = p[j - first] * (dp - delta) * v->num;
+				for (d = 0; d < D; d++) {
+					dq[i + d] += ds * k[d];
+					dk[kv + d] += ds * q[d];
+					dv[kv + d] += p[j - first] * dob[d];
+				}
+			}
+		}
+	free(p);
+}
+
+/* softcap and its derivative */
+double
+interp_softcap(const Spec *s, double l, double *dz)
+{
+	double z;
+
+	switch (s->softcap) {
+	case CAP_TANH:
+		z = tanh(l / s->cap);
+		*dz = 1 - z * z;
+		return s->cap * z;
+	case CAP_SIGMOID:
+		z = 1 / (1 + exp(-(l + s->cap_shift) / s->cap_temperature));
+		*dz = s->cap * z * (1 - z) / s->cap_temperature;
+		return s->cap * z;
+	default:
+		*dz = 1;
+		return l;
+	}
+}
+
+/* logits z and gradients of one row; returns its loss */
+double
+interp_head_row(Interp *I, double *l, int target)
+{
+	const Model *m = I->g->model;
+	double *dz = interp_array((size_t)m->Vp), max = -INFINITY, sum = 0, loss;
+	int c;
+
+	for (c = 0; c < m->V; c++) {
+		l[c] = interp_softcap(m->spec, l[c], &dz[c]);
+		max = fmax(max, l[c]);
+	}
+	for (c = 0; c < m->V; c++)
+		sum += exp(l[c] - max);
+	loss = max + log(sum) - l[target];
+	for (c = 0; c < m->Vp; c++)
+		l[c] = c < m->V ? I->in->scale * dz[c] *
+		       (exp(l[c] - max) / sum - (c == target)) : 0;
+	free(dz);
+	return loss;
+}
+
+void
+interp_head(Interp *I, const Val *v, double *loss, double *dx, double *dw)
+{
+	const Model *m = I->g->model;
+	const double *x = I->x[v->arg[0]];
+	const double *w = I->in->param[I->g->v[v->arg[1]].attr[0]];
+	long T = I->in->T, t;
+	int C = m->C;
+	double *l = interp_array((size_t)T * (size_t)m->Vp);
+
+	interp_matmul(l, x, w, T, m->Vp, C, C, 1, C, 1);
+	for (t = 0; t < T; t++)
+		*loss += interp_head_row(I, l + t * m->Vp, I->in->targets[t]);
+	interp_matmul(dx, l, w, T, C, m->Vp, m->Vp, 1, 1, C);
+	interp_matmul(dw, l, x, m->Vp, C, T, 1, m->Vp, 1, C);
+	free(l);
+}
+
+const int32_t *
+interp_index(const Interp *I, const Val *v)
+{
+	const Spec *s = I->g->model->spec;
+	int j;
+
+	if (v->attr[0] == IDX_TOKENS)
+		return I->in->tokens;
+	for (j = 0; j < s->nsource; j++)
+		if (!s->source[j].none && s->source[j].kind == SRC_BIGRAM &&
+		    s->source[j].rows == v->attr[1])
+			return I->in->hash[j];
+	bug("interp: no hash of %d rows", v->attr[1]);
+}
+
+void
+interp_gather(Interp *I, const Val *v, double *r)
+{
+	const int32_t *idx = interp_index(I, v);
+	const double *w;
+	long t, c, C = v->width;
+
+	if (v->op == OP_GATHER) {
+		w = I->in->param[I->g->v[v->arg[0]].attr[0]];
+		for (t = 0; t < I->in->T; t++)
+			memcpy(r + t * C, w + idx[t] * C, (size_t)C * sizeof *r);
+		return;
+	}
+	for (t = 0; t < I->in->T; t++)
+		for (c = 0; c < C; c++)
+			r[idx[t] * C + c] += I->x[v->arg[0]][t * C + c];
+}

@@ -53,6 +53,40 @@ def parameter_names_are_the_oracles(tmp):
         expect(sorted(ours.splitlines()) == sorted(python("oracle.py", "names", spec).out.splitlines()), spec.name, ours)
 
 
+KERNEL = "kernels/lanes_mlp_to_attn_fwd__n2_C256_bf16.c"
+
+
+@case
+def readme_shows_the_kernel_that_is_emitted(tmp):
+    hcgen("emit", ROOT / "specs/tiny.yaml", "-o", tmp / "tiny", "--quiet")
+    text = (tmp / "tiny" / KERNEL).read_text()
+    shown = (ROOT / "README.md").read_text().split("```c\n")[1].split("```")[0].splitlines()
+    expect(len(shown) > 20, shown)
+    for line in shown:
+        if line.strip() != "...":
+            expect(line in text, f"README.md shows a line that is not emitted: {line}")
+
+
+@case
+def emitted_page_explains_the_kernel_that_is_emitted(tmp):
+    hcgen("emit", ROOT / "specs/tiny.yaml", "-o", tmp / "tiny", "--quiet")
+    text = (tmp / "tiny" / KERNEL).read_text()
+    page = (ROOT / "docs/emitted.md").read_text()
+    shown = page.split("<!-- kernel -->\n")[1].split("<!-- /kernel -->")[0].splitlines()
+    expect(len(shown) > 40, shown)
+    for line in shown:
+        expect(line.removeprefix("    ") in text, f"`make docs` if this is meant: {line}")
+
+
+@case
+def readme_spec_is_tiny(tmp):
+    """The spec in README.md means what specs/tiny.yaml means, its comments and training aside."""
+    spec = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp / "tiny.yaml").write_text(spec)
+    ours = hcgen("check", tmp / "tiny.yaml", "--params").out
+    expect(ours == hcgen("check", ROOT / "specs/tiny.yaml", "--params").out, ours)
+
+
 @case
 def every_spec_is_checked_planned_and_emitted(tmp):
     for spec in SPECS:

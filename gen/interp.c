@@ -249,7 +249,8 @@ eval_tuple(Interp *I, int i)
 	const Val *v = &g->v[i];
 	size_t T = (size_t)I->in->T, HD = (size_t)(m->H * m->D);
 	size_t KD = (size_t)(m->K * m->D), W = (size_t)m->Vp * (size_t)m->C;
-	double *s[3] = {0}, *a, *b, *c;
+	double *s[6] = {0}, *a, *b, *c;
+	int j;
 
 	if (v->op == OP_ATTN) {
 		a = tuple_result(I, i, 0, T * HD, &s[0]);
@@ -259,16 +260,18 @@ eval_tuple(Interp *I, int i)
 		a = tuple_result(I, i, 0, T * HD, &s[0]);
 		b = tuple_result(I, i, 1, T * KD, &s[1]);
 		c = tuple_result(I, i, 2, T * KD, &s[2]);
-		interp_attn_bwd(I, v, a, b, c);
+		s[3] = interp_array(T * HD);
+		s[4] = interp_array(T * KD);
+		s[5] = interp_array(T * KD);
+		interp_attn_bwd(I, v, (double *[]){ a, b, c }, s + 3);
 	} else {
 		a = tuple_result(I, i, 0, 1, &s[0]);
 		b = tuple_result(I, i, 1, T * (size_t)m->C, &s[1]);
 		c = tuple_result(I, i, 2, W, &s[2]);
 		interp_head(I, v, a, b, c);
 	}
-	free(s[0]);
-	free(s[1]);
-	free(s[2]);
+	for (j = 0; j < 6; j++)
+		free(s[j]);
 }
 
 /* A result that a graph takes twice (before simplify merges them): the later

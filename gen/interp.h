@@ -13,7 +13,8 @@ void interp_matmul(double *c, const double *a, const double *b, long m, long n, 
                    long ai, long ak, long bj, long bk);
 double interp_point(Op op, double x, double y);
 void interp_attn(Interp *I, const Val *v, double *o, double *lse);
-void interp_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv);
+/* g: dq, dk, dv; mag: the magnitudes of their terms */
+void interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3]);
 double interp_softcap(const Spec *s, double l, double *dz);
 /* logits l of one row become gradients; returns the loss */
 double interp_head_row(Interp *I, double *l, int target);

@@ -91,14 +91,33 @@ interp_attn(Interp *I, const Val *v, double *o, double *lse)
 	free(p);
 }
 
+/* dS of a query and a key is P*(dP - delta), which is nothing but rounding where
+ * a query sees one key: the magnitude is P*(|dP| + |delta|) */
+typedef struct { double ds, mag; } Score;
+
+static Score
+score_gradient(const Val *v, double p, const double *dob, const double *vv, double delta,
+               double delta_mag, int D)
+{
+	double dp = 0, dp_mag = 0;
+	int d;
+
+	for (d = 0; d < D; d++) {
+		dp += dob[d] * vv[d];
+		dp_mag += fabs(dob[d] * vv[d]);
+	}
+	return (Score){ p * (dp - delta) * v->num, p * (dp_mag + delta_mag) * fabs(v->num) };
+}
+
 void
-interp_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv)
+interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3])
 {
 	const Model *m = I->g->model;
-	double *p = interp_array((size_t)I->in->T), delta, dp, ds;
-	const double *o, *dob, *q, *k, *vv;
+	double *p = interp_array((size_t)I->in->T), delta, delta_mag, w;
+	const double *o, *dob, *q, *k;
 	long t, j, first, kv, i;
 	int h, d, D = m->D;
+	Score s;
 
 	for (t = 0; t < I->in->T; t++)
 		for (h = 0; h < m->H; h++) {
@@ -108,19 +127,23 @@ interp_attn_bwd(Interp *I, const Val *v, double *dq, double *dk, double *dv)
 			dob = I->x[v->arg[5]] + i;
 			first = first_key(I, v, t);
 			softmax_row(I, v, t, h, p, first);
-			for (delta = 0, d = 0; d < D; d++)
+			for (delta = delta_mag = 0, d = 0; d < D; d++) {
 				delta += dob[d] * o[d];
+				delta_mag += fabs(dob[d] * o[d]);
+			}
 			for (j = first; j <= t; j++) {
 				kv = (j * m->K + h / (m->H / m->K)) * D;
 				k = I->x[v->arg[1]] + kv;
-				vv = I->x[v->arg[2]] + kv;
-				for (dp = 0, d = 0; d < D; d++)
-					dp += dob[d] * vv[d];
-				ds = p[j - first] * (dp - delta) * v->num;
+				w = p[j - first];
+				s = score_gradient(v, w, dob, I->x[v->arg[2]] + kv, delta,
+				                   delta_mag, D);
 				for (d = 0; d < D; d++) {
-					dq[i + d] += ds * k[d];
-					dk[kv + d] += ds * q[d];
-					dv[kv + d] += p[j - first] * dob[d];
+					g[0][i + d] += s.ds * k[d];
+					g[1][kv + d] += s.ds * q[d];
+					g[2][kv + d] += w * dob[d];
+					mag[0][i + d] += s.mag * fabs(k[d]);
+					mag[1][kv + d] += s.mag * fabs(q[d]);
+					mag[2][kv + d] += w * fabs(dob[d]);
 				}
 			}
 		}

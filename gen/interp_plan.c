@@ -20,6 +20,12 @@ get(Exec *x, const Opd *o, long n, double *to)
 }
 
 static void
+put_mag(Exec *x, const Opd *o, long n, const double *from, const double *mag)
+{
+	x->m->put(x->m->ctx, o, n, from, mag, false);
+}
+
+static void
 put(Exec *x, const Opd *o, long n, const double *from, bool adds)
 {
 	x->m->put(x->m->ctx, o, n, from, NULL, adds);
@@ -133,8 +139,7 @@ row_results(Exec *x)
 			x->m->put_sum(x->m->ctx, &o, v->width, x->I->x[r],
 			              x->I->mag[r]);
 		else
-			x->m->put(x->m->ctx, &o, p->T * v->width, x->I->x[r], x->I->mag[r],
-			          false);
+			put_mag(x, &o, p->T * v->width, x->I->x[r], x->I->mag[r]);
 	}
 }
 
@@ -299,38 +304,60 @@ attn_bwd(Exec *x)
 	const Model *m = x->p->model;
 	const Val *v = &x->p->g->v[x->s->val];
 	long T = x->p->T, w[3] = { (long)m->H * m->D, (long)m->K * m->D, (long)m->K * m->D };
-	double *d[3];
+	double *d[6];
+	Opd o;
+	long t;
 	int j;
 
-	for (j = 0; j < 3; j++)
-		d[j] = interp_array((size_t)(T * w[j]));
+	for (j = 0; j < 6; j++)
+		d[j] = interp_array((size_t)(T * w[j % 3]));
 	attn_values(x, v, opd, 6);
-	interp_attn_bwd(x->I, v, d[0], d[1], d[2]);
+	interp_attn_bwd(x->I, v, d, d + 3);
 	attn_done(x, v, 6);
-	for (j = 0; j < 3; j++) {
-		put_rows(x, &x->s->opd[j], T, w[j], d[j], false);
+	for (j = 0; j < 3; j++)
+		for (t = 0; t < T; t++) {
+			o = moved(x->s->opd[j], t * x->s->opd[j].ld);
+			put_mag(x, &o, w[j], d[j] + t * w[j], d[j + 3] + t * w[j]);
+		}
+	for (j = 0; j < 6; j++)
 		free(d[j]);
-	}
+}
+
+/* One row of the head.  The loss is logsumexp, at least about ln V, minus a
+ * logit; the target's gradient is its probability minus 1: both may cancel. */
+static void
+ce_row(Exec *x, double *l, double *mag, long row)
+{
+	const Model *m = x->p->model;
+	const Opd *o = x->s->opd;
+	Opd at = moved(o[3], row);
+	double target, loss, size, dz;
+	long c;
+
+	get(x, &at, 1, &target);
+	interp_softcap(m->spec, l[(int)target], &dz);
+	loss = interp_head_row(x->I, l, (int)target);
+	size = fabs(loss) + log(m->V);
+	at = moved(o[0], row);
+	put_mag(x, &at, 1, &loss, &size);
+	if (!o[6].i)
+		return;
+	for (c = 0; c < m->Vp; c++)
+		mag[c] = fabs(l[c]) + (c == (long)target ? 2 * fabs(x->I->in->scale * dz) : 0);
+	at = moved(o[1], row * m->Vp);
+	put_mag(x, &at, m->Vp, l, mag);
 }
 
 static void
 ce(Exec *x)
 {
-	const Opd *o = x->s->opd;
-	long Vp = x->p->model->Vp, n = o[5].i, r;
-	double *l = get_rows(x, &o[2], n, Vp), loss, target;
-	Opd at;
+	long Vp = x->p->model->Vp, n = x->s->opd[5].i, r;
+	double *l = get_rows(x, &x->s->opd[2], n, Vp), *mag = interp_array((size_t)Vp);
 
-	for (r = 0; r < n; r++) {
-		at = moved(o[3], r);
-		get(x, &at, 1, &target);
-		loss = interp_head_row(x->I, l + r * Vp, (int)target);
-		at = moved(o[0], r);
-		put(x, &at, 1, &loss, false);
-	}
-	if (o[6].i)
-		put_rows(x, &o[1], n, Vp, l, false);
+	for (r = 0; r < n; r++)
+		ce_row(x, l + r * Vp, mag, r);
 	free(l);
+	free(mag);
 }
 
 static void

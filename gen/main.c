@@ -211,6 +211,8 @@ one_arg(const Options *o, const char *verb)
 static const char *
 out_dir(Arena *a, const Options *o, const Model *m)
 {
+	if (o->out && !*o->out)
+		die("-o needs the name of a directory");
 	return o->out ? o->out : arena_printf(a, "out/%s", m->spec->name);
 }
 
@@ -327,8 +329,10 @@ verb_bench(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, one_arg(o, "bench"));
 	const char *dir = out_dir(a, o, m);
 
+	if (o->n == 0 || o->json)
+		die("bench: at least one step, and a table is all it prints");
 	bundle_write(generate(a, m, 0, ""), dir);
-	return bench(dir, o->n ? o->n : 5, (int)o->threads);
+	return bench(dir, o->n >= 0 ? o->n : 5, (int)o->threads);
 }
 
 static int
@@ -337,7 +341,7 @@ verb_sample(Arena *a, const Options *o)
 	(void)a;
 	if (o->narg != 1)
 		die("sample takes one RUN directory, such as out/tiny/run");
-	return sample(o->arg[0], o->prompt ? o->prompt : "", o->n ? o->n : 256,
+	return sample(o->arg[0], o->prompt ? o->prompt : "", o->n >= 0 ? o->n : 256,
 	              o->temperature, o->seed, (int)o->threads);
 }
 
@@ -357,10 +361,18 @@ static const struct {
 	{ "doctor", verb_doctor },
 };
 
+static int
+flushed(int rc)
+{
+	if (fflush(stdout) != 0 || ferror(stdout))
+		die("cannot write the output: %s", strerror(errno));
+	return rc;
+}
+
 int
 main(int argc, char **argv)
 {
-	Options o = { .temperature = 0.8 };
+	Options o = { .temperature = 0.8, .n = -1 };
 	Arena *a;
 	size_t i;
 	int rc;
@@ -372,7 +384,7 @@ main(int argc, char **argv)
 	if (strcmp(argv[1], "data") == 0 && argc < 3)
 		die("data: bytes FILE… -o DIR, or show FILE…");
 	if (strcmp(argv[1], "data") == 0)
-		return data_main(argc - 2, argv + 2);
+		return flushed(data_main(argc - 2, argv + 2));
 	for (i = 0; i < sizeof verbs / sizeof *verbs; i++) {
 		if (strcmp(argv[1], verbs[i].name) != 0)
 			continue;
@@ -380,9 +392,7 @@ main(int argc, char **argv)
 		a = arena_new("main");
 		rc = verbs[i].run(a, &o);
 		arena_free(a);
-		if (fflush(stdout) != 0 || ferror(stdout))
-			die("cannot write the output: %s", strerror(errno));
-		return rc;
+		return flushed(rc);
 	}
 	die("\"%s\" is no verb; `hcgen --help` lists them", argv[1]);
 }

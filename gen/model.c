@@ -240,6 +240,37 @@ ref_tab(const Ctx *c, const Tab *t, int row, int k, int l)
 /* dimensions */
 
 static void
+check_coef(Ctx *c, const Coef *k, const char *section)
+{
+	char path[128];
+
+	snprintf(path, sizeof path, "%s.layers", section);
+	sel_check(c, &k->layers, c->m->L, "layer", path);
+	snprintf(path, sizeof path, "%s.sublayers", section);
+	sel_check(c, &k->sublayers, c->m->S, "sublayer", path);
+}
+
+static void
+check_selections(Ctx *c)
+{
+	const Spec *s = c->s;
+	char path[128];
+	int j;
+
+	sel_check(c, &s->attn_layers, c->m->L, "layer", "model.attention.layers");
+	sel_check(c, &s->mlp_layers, c->m->L, "layer", "model.mlp.layers");
+	sel_check(c, &s->hc_layers, c->m->L, "layer", "hc.layers");
+	check_coef(c, &s->res, "hc.res");
+	check_coef(c, &s->pre, "hc.pre");
+	check_coef(c, &s->post, "hc.post");
+	check_coef(c, &s->lambda, "hc.resid_lambda");
+	for (j = 0; j < s->nsource; j++) {
+		snprintf(path, sizeof path, "hc.sources.%s", s->source[j].name);
+		check_coef(c, &s->source[j].coef, path);
+	}
+}
+
+static void
 check_dims(Ctx *c)
 {
 	const Spec *s = c->s;
@@ -272,9 +303,7 @@ check_dims(Ctx *c)
 	if (s->lanes > 1 && s->width > 0 && T * (long)m->F > 1L << 40)
 		ERR(c, "train.tokens_per_step", "%ld tokens of width %d do not fit",
 		    T, m->F);
-	sel_check(c, &s->attn_layers, m->L, "layer", "model.attention.layers");
-	sel_check(c, &s->mlp_layers, m->L, "layer", "model.mlp.layers");
-	sel_check(c, &s->hc_layers, m->L, "layer", "hc.layers");
+	check_selections(c);
 }
 
 static void

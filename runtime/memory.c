@@ -30,17 +30,19 @@ enum { M_ARENAS, M_SHARDS, M_KERNELS, M_LIBRARIES, M_REST, NMemory };
 
 /* which cause a mapping has; path is "" for anonymous memory */
 static int
-cause(const Run *r, uintptr_t lo, const char *path)
+cause(const Run *r, const char *cache, uintptr_t lo, uintptr_t hi, const char *path)
 {
+	size_t n = strlen(path);
 	int i;
 
+	/* the system may show neighbouring arenas as one mapping */
 	for (i = 0; i < NArena; i++)
-		if (r->arena[i] && lo >= (uintptr_t)r->arena[i] &&
+		if (r->arena[i] && hi > (uintptr_t)r->arena[i] &&
 		    lo < (uintptr_t)r->arena[i] + r->arena_size[i])
 			return M_ARENAS;
-	if (strstr(path, ".bin"))
+	if (n > 4 && strcmp(path + n - 4, ".bin") == 0)
 		return M_SHARDS;
-	if (strstr(path, "/hcgen/"))
+	if (strncmp(path, cache, strlen(cache)) == 0)
 		return M_KERNELS;
 	return path[0] == '/' ? M_LIBRARIES : M_REST;
 }
@@ -52,6 +54,7 @@ run_memory_process(const Run *r, FILE *f)
 		"arenas", "token shards", "compiled kernels", "libraries",
 		"heap and stacks",
 	};
+	const char *cache = cache_dir(r->mem);
 	FILE *s = fopen("/proc/self/smaps", "r");
 	size_t sum[NMemory] = {0}, kib;
 	char line[4200], path[4096];
@@ -66,7 +69,7 @@ run_memory_process(const Run *r, FILE *f)
 		if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*s %*s %*s%n", &lo, &hi,
 		           &at) == 2 && at) {
 			sscanf(line + at, " %4095s", path);
-			c = cause(r, lo, path);
+			c = cause(r, cache, lo, hi, path);
 		} else if (sscanf(line, "Rss: %zu kB", &kib) == 1) {
 			sum[c] += kib * 1024;
 		}

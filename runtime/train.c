@@ -215,10 +215,15 @@ ngram_report(Train *t)
 	arena_free(a);
 }
 
+/* Can the order-2 byte model be held beside the validation loss?  It predicts a
+ * text, so the rows of validation must be one: whole, in order, read once. */
 static bool
-is_bytes(const Run *r)
+is_text(const Train *t)
 {
-	return r->vocab == ByteVocab && r->bos == ByteBos;
+	const Run *r = t->r;
+
+	return r->vocab == ByteVocab && r->bos == ByteBos && !r->packing_documents &&
+	       t->val_batches * r->tokens < data_tokens(t->val);
 }
 
 /* -- a run -- */
@@ -317,7 +322,7 @@ train_steps(Train *t)
 {
 	LogStep s;
 
-	if (is_bytes(t->r))
+	if (is_text(t))
 		ngram_report(t);
 	data_rewind(t->data);
 	while (t->step < t->r->steps && !stopping) {

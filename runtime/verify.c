@@ -212,11 +212,6 @@ after_step(void *ctx, int i)
 	v->s = &v->p->step[i];
 	v->nout = 0;
 	interp_step(v->I, v->p, v->s, &m);
-	/* a row's loss is logsumexp, at least about ln V, minus a logit: where the
-	 * two nearly cancel the error is still that of numbers of this size */
-	if (strcmp(v->s->name, "ce") == 0)
-		out_of(v, &v->s->opd[0])->ref +=
-		        (double)v->s->opd[5].i * log(v->m->V) * log(v->m->V);
 	for (j = 0; j < v->nout; j++)
 		judge(v, i, &v->out[j]);
 	v->nstep++;

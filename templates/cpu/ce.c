@@ -8,7 +8,7 @@
 enum { CAP_KIND = @CAP@ };
 
 // z of l, and dz/dl without cancellation: 1 - tanh^2 = 4e/(1+e)^2 with e = exp(-2|l/cap|),
-// s(1-s) = e/(1+e)^2 with e = exp(-|x|). z itself is good to 2^-23 cap, the spacing of logits near cap.
+// s(1-s) = e/(1+e)^2 with e = exp(-|x|).
 HC float cap(float l, float *dz)
 {
 	const float capv = @CAPV@, x = CAP_KIND == 1 ? l * (2.f / capv) : (l + @SHIFT@) * (1.f / @TEMP@);
@@ -16,7 +16,7 @@ HC float cap(float l, float *dz)
 
 	*dz = CAP_KIND == 0 ? 1.f : (CAP_KIND == 1 ? 4.f : capv / @TEMP@) * (e * inv * inv);
 	return CAP_KIND == 0 ? l
-	     : CAP_KIND == 1 ? __builtin_copysignf(capv * ((1.f - e) * inv), x)
+	     : CAP_KIND == 1 ? capv * hc_tanhf(0.5f * x)
 	     : capv * ((x < 0.f ? e : 1.f) * inv);
 }
 

@@ -40,7 +40,7 @@ static const char usage[] =
 "  --threads N        threads, default all cores\n"
 "  -o DIR             where to write (default out/NAME)\n"
 "  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan, k kernels\n"
-"  --json             machine-readable output      --quiet   less of it\n"
+"  --json             machine-readable output (check, train, doctor)   --quiet   less of it\n"
 "verify\n"
 "  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"
 "                     one forward and backward on your own parameters and tokens\n"
@@ -275,12 +275,14 @@ verb_verify(Arena *a, const Options *o)
 {
 	VerifyOpts v = { .params = o->params, .tokens = o->tokens, .dump = o->dump_file,
 	                 .logits = o->logits, .rows = o->rows, .seed = o->seed,
-	                 .threads = (int)o->threads, .json = o->json,
+	                 .threads = (int)o->threads,
 	                 .reference = o->reference };
 	const char *file = one_arg(o, "verify");
 
 	if ((v.params != NULL) != (v.tokens != NULL))
 		die("verify: --params and --tokens go together");
+	if (o->json)
+		die("verify: --json is not for this verb; --dump writes what it found");
 	return verify(a, model_of(a, o, file), &v);
 }
 

@@ -11,7 +11,7 @@ void show_params(const Model *m, FILE *f);
 /* runtime/verify.c: uses both halves */
 typedef struct {
 	const char *params, *tokens, *dump;     /* the user's own, or NULL */
-	bool logits, json;
+	bool logits;
 	bool reference;         /* dump the interpreter's results, in double */
 	long rows;              /* tokens, 0: about 128 */
 	long long seed;

@@ -234,6 +234,7 @@ class Case:
             f.write(randspec.text(seed))
         self.spec = None
         self.pool = []          # of bf16: (class, error of the kernels, of the oracle)
+        self.eager32 = None
         self.errors = {}        # comparison -> worst error, for the line
         self.used = {}          # comparison -> most of its tolerance that was used
 
@@ -254,6 +255,14 @@ class Case:
                    "--tokens", self.path("tokens.bin"), "--dump", self.path(dump), *options)
         return safetensors.load(self.path(dump))
 
+    def eager_excess(self, name):
+        """Error of eager float32 PyTorch on a tensor: a net may amplify the rounding of its first layers
+        by more than the tolerance has room for, and then it does so for everybody."""
+        if self.eager32 is None:
+            copies = {k: v.clone() for k, v in self.values.items()}
+            self.eager32 = oracle.gradients(self.spec, copies, *self.batch, torch.float32)
+        return distance(self.eager32[name], self.want[name])
+
     def compare(self, what, got, tolerance):
         """Every tensor within the tolerance; the worst relative error is noted."""
         missing = set(self.want) - {"logits"} ^ set(got) - {"logits"}
@@ -269,7 +278,7 @@ class Case:
             worst = max(worst, error / size if size else (math.inf if error else 0))
             over = excess(got[name], want, weight, *tolerance)
             most = max(most, over)
-            if not over <= 1:
+            if not over <= 1 and not (what == "f32" and error <= 2 * self.eager_excess(name)):
                 bad.append(f"{name} {error:.2g} of {want.norm().item():.3g} "
                            f"(magnitudes {weight:.3g})")
         self.errors[what] = worst

@@ -639,7 +639,7 @@ output(Ctx *c)
 		p->values[k] = 1. / m->n;
 		m->output[k] = (Ref){ id, k, 0 };
 	}
-	if (c->last < m->L - 1 && s->leave != LEAVE_KEEP)
+	if (c->last < 0 || (c->last < m->L - 1 && s->leave != LEAVE_KEEP))
 		m->output[0] = ref_num(1);
 }
 

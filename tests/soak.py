@@ -58,6 +58,7 @@ if torch:
 
 DOUBLE = (1e-10, 1e-12)         # the graph in double, and the oracle in float64
 SINGLE = (1e-5, 2e-6)           # kernels with f32 storage and products
+# or twice the error of the oracle's own eager float32 run (eager_error, below)
 
 
 class Failed(Exception):
@@ -255,7 +256,7 @@ class Case:
                    "--tokens", self.path("tokens.bin"), "--dump", self.path(dump), *options)
         return safetensors.load(self.path(dump))
 
-    def eager_excess(self, name):
+    def eager_error(self, name):
         """Error of eager float32 PyTorch on a tensor: a net may amplify the rounding of its first layers
         by more than the tolerance has room for, and then it does so for everybody."""
         if self.eager32 is None:
@@ -278,7 +279,7 @@ class Case:
             worst = max(worst, error / size if size else (math.inf if error else 0))
             over = excess(got[name], want, weight, *tolerance)
             most = max(most, over)
-            if not over <= 1 and not (what == "f32" and error <= 2 * self.eager_excess(name)):
+            if not over <= 1 and not (what == "f32" and error <= 2 * self.eager_error(name)):
                 bad.append(f"{name} {error:.2g} of {want.norm().item():.3g} "
                            f"(magnitudes {weight:.3g})")
         self.errors[what] = worst

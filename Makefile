@@ -14,7 +14,7 @@ GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model ir g
 	interp interp_heavy interp_plan show
 RUNTIME = load arena memory init pool gemm compile launch shard data bytes ngram st log train sample bench \
 	doctor verify
-TEMPLATES = $(wildcard templates/cpu/*.c)
+TEMPLATES = $(wildcard templates/*/*.c templates/*/*.cu templates/*/*.cuh templates/*/*.h)
 
 GENOBJ = $(GEN:%=$(B)/gen/%.o) $(B)/templates.o
 RUNOBJ = $(RUNTIME:%=$(B)/runtime/%.o)

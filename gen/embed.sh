@@ -1,11 +1,12 @@
 #!/bin/sh
-# Print a C file that holds each file named as a string: templates/cpu/ce.c is "ce".
+# Print a C file that holds each file named as a string: templates/cpu/ce.c is "cpu/ce".
 set -e
 echo '/* made by gen/embed.sh */'
 echo '#include "templates.h"'
 echo 'const Template templates[] = {'
 for f; do
-	name=$(basename "$f" .c)
+	name=${f#templates/}
+	name=${name%.*}
 	printf '\t{ "%s",\n' "$name"
 	sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/\t"/' -e 's/$/\\n"/' "$f"
 	printf '\t},\n'

@@ -287,7 +287,7 @@ row_step(Fuse *f, RowKernel *k)
 		opd_val(f, k->root[i]);
 		s->nbytes += row_bytes(f, k->root[i]);
 	}
-	s->nbytes += 4. * RowBlocks * k->nsum;
+	s->nbytes += 4. * p->parts * k->nsum;
 }
 
 /* the step that adds the partials of a vector sum to one gradient */
@@ -323,7 +323,7 @@ vector_sums(Fuse *f, const RowKernel *k)
 		if (v->op != OP_SUMR || v->kind != K_PVEC)
 			continue;
 		b = p->bufof[r] = buffer_new(p, v->name ? v->name : "partials", r, F32,
-		                             RowBlocks, v->width);
+		                             p->parts, v->width);
 		f->p->step[k->step].nbytes += (double)p->buf[b].nbytes;
 		for (param = 0; param < g->model->nparam; param++)
 			for (c = g->grad_first[param]; c >= 0; c = g->contrib[c].next)
@@ -339,7 +339,7 @@ tail_step(Fuse *f)
 	Step *s;
 
 	p->part = buffer_new(p, "partial sums", -1, F32, p->npart ? p->npart : 1,
-	                     RowBlocks);
+	                     p->parts);
 	if (!p->npart)
 		return;
 	s = step_new(p, STEP_TAIL, "coef_grads", "coefficient gradients");
@@ -347,7 +347,7 @@ tail_step(Fuse *f)
 	s->items = 1;
 	s->sub = p->model->S;
 	s->glue = GLUE_LANE;
-	s->nbytes = 4. * RowBlocks * p->npart;
+	s->nbytes = 4. * p->parts * p->npart;
 }
 
 /* lifetimes */
@@ -403,24 +403,37 @@ model_times(Plan *p)
 	}
 }
 
+/* partials per sum over T rows (0: over parameters).  Fewer rows need fewer;
+ * a multiple of 4 because a block may take 4 rows at a time. */
+static int
+parts_of(int target, long T)
+{
+	if (target == TO_CPU)
+		return RowBlocks;
+	return T <= 0 || T > CudaParts ? CudaParts : (int)((T + 3) / 4 * 4);
+}
+
 Plan *
-plan_new(Arena *a, const Model *m, const char *prog, long T)
+plan_new(Arena *a, const Model *m, const char *prog, int target, long T)
 {
 	Plan *p = NEW(a, Plan);
 
 	p->mem = a;
 	p->model = m;
 	p->prog = prog;
+	p->target = target;
 	p->T = T;
+	p->parts = parts_of(target, T);
 	return p;
 }
 
 Plan *
-fuse(Arena *a, const Graph *g)
+fuse(Arena *a, const Graph *g, int target)
 {
 	static const char *const prog[] = { "train", "eval", "logits" };
 	const Spec *s = g->model->spec;
-	Fuse f = { .a = a, .g = g, .p = plan_new(a, g->model, prog[g->mode], g->T) };
+	Fuse f = { .a = a, .g = g, .p = plan_new(a, g->model, prog[g->mode],
+	                                               target, g->T) };
 	int i, k = 0;
 
 	f.level = NEWN(a, int, g->n);

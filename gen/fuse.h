@@ -31,7 +31,7 @@ const char *short_name(const char *name);
 void heavy_step(Fuse *f, int i);
 
 /* fuse.c */
-Plan *plan_new(Arena *a, const Model *m, const char *prog, long T);
+Plan *plan_new(Arena *a, const Model *m, const char *prog, int target, long T);
 void model_times(Plan *p);
 
 #endif

@@ -17,7 +17,7 @@ align256(size_t n)
 }
 
 static Plan *
-program(Arena *a, const Model *m, int mode, long T, const char *dump)
+program(Arena *a, const Model *m, int mode, long T, int target, const char *dump)
 {
 	Graph *g = graph_build(a, m, mode, T);
 	Plan *p;
@@ -34,7 +34,7 @@ program(Arena *a, const Model *m, int mode, long T, const char *dump)
 	graph_verify(g);
 	if (strchr(dump, 's'))
 		graph_print(g, stdout);
-	p = fuse(a, g);
+	p = fuse(a, g, target);
 	plan_verify(p);
 	mem_place(p);
 	mem_verify(p);
@@ -94,7 +94,7 @@ size_arenas(Bundle *b, long T)
 }
 
 Bundle *
-generate(Arena *a, const Model *m, long T, const char *dump)
+generate(Arena *a, const Model *m, long T, int target, const char *dump)
 {
 	Bundle *b = NEW(a, Bundle);
 
@@ -102,13 +102,14 @@ generate(Arena *a, const Model *m, long T, const char *dump)
 		T = m->T;
 	b->mem = a;
 	b->model = m;
+	b->target = target;
 	model_verify(m);
 	if (strchr(dump, 'm'))
 		model_print(m, stdout);
-	b->plan[PLAN_TRAIN] = program(a, m, GRAPH_TRAIN, T, dump);
-	b->plan[PLAN_EVAL] = program(a, m, GRAPH_EVAL, T, "");
-	b->plan[PLAN_LOGITS] = program(a, m, GRAPH_LOGITS, m->seq, "");
-	b->plan[PLAN_UPDATE] = plan_update(a, m);
+	b->plan[PLAN_TRAIN] = program(a, m, GRAPH_TRAIN, T, target, dump);
+	b->plan[PLAN_EVAL] = program(a, m, GRAPH_EVAL, T, target, "");
+	b->plan[PLAN_LOGITS] = program(a, m, GRAPH_LOGITS, m->seq, target, "");
+	b->plan[PLAN_UPDATE] = plan_update(a, m, target);
 	mem_place(b->plan[PLAN_UPDATE]);
 	mem_verify(b->plan[PLAN_UPDATE]);
 	size_arenas(b, T);

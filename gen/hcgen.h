@@ -200,6 +200,9 @@ Graph *simplify(Arena *a, const Graph *g);
 
 /* fuse.c */
 
+/* what the text is emitted for */
+enum { TO_CPU, TO_CUDA };
+
 typedef enum { F32, BF16, F64, I32 } Dt;        /* storage types */
 int dt_size(Dt dt);
 const char *dt_name(Dt dt);
@@ -253,7 +256,9 @@ typedef struct {
 	double nbytes, flops, us;
 	RowKernel *row;         /* ROW */
 	int text;               /* ROW, TEMPLATE, TAIL: emitted text, by emit.c */
-	long items;
+	long items;             /* cpu: calls; cuda: blocks of the grid */
+	int threads;            /* cuda: of a block */
+	size_t smem;            /* cuda: dynamic shared memory, bytes */
 	int nopd, capopd;       /* arguments; GEMM: A B C */
 	Opd *opd;
 	bool ta, tb, acc;       /* GEMM */
@@ -266,25 +271,31 @@ typedef struct {
 	const Model *model;
 	const Graph *g;         /* NULL: the update program */
 	const char *prog;       /* train, eval, logits, update */
+	int target;
 	long T;
+	int parts;              /* partials per sum over rows */
 	int nstep, capstep;
 	Step *step;
 	int nbuf, capbuf;
 	Buffer *buf;
 	int *bufof;             /* value -> buffer, or -1 */
 	Dt *dt;                 /* value -> type it is stored in */
-	int npart, part;        /* scalar sums, [npart, 64] f32 in buffer part */
+	int npart, part;        /* scalar sums, [npart, parts] f32 in buffer part */
 	int *partof;            /* SUMR to scalar -> its partial, or -1 */
 	size_t acts_nbytes;
 	Opd logits;
 } Plan;
 
-enum { RowBlocks = 64 };        /* row blocks of a kernel = partials per sum */
+/* cpu: blocks of rows of a kernel, which are its partials per sum
+ * cuda: most blocks of a kernel that sums over rows: 8 for each of the 132
+ * multiprocessors of an H100 or H200, which is about what its registers hold of
+ * 96 threads; a number of the text's design, not of the device it runs on */
+enum { RowBlocks = 64, CudaParts = 1056 };
 
 /* requires: simplified graph.  provides: steps cover what the results need;
  * every step states bytes and flops.  breaks: buffers have no place yet */
-Plan *fuse(Arena *a, const Graph *g);
-Plan *plan_update(Arena *a, const Model *m);
+Plan *fuse(Arena *a, const Graph *g, int target);
+Plan *plan_update(Arena *a, const Model *m, int target);
 void plan_verify(const Plan *p);
 void plan_print(const Plan *p, FILE *f);
 /* operand constructors, shared with emit.c */
@@ -305,6 +316,8 @@ typedef struct {
 	int nsite, capsite;
 	const char **site;
 	int firstsub;
+	int threads;            /* cuda */
+	size_t smem;
 } Text;
 
 enum { PLAN_TRAIN, PLAN_EVAL, PLAN_LOGITS, PLAN_UPDATE, NPlans };
@@ -313,6 +326,7 @@ enum { PLAN_TRAIN, PLAN_EVAL, PLAN_LOGITS, PLAN_UPDATE, NPlans };
 typedef struct {
 	Arena *mem;
 	const Model *model;
+	int target;
 	Plan *plan[NPlans];
 	int ntext, captext;
 	Text *text;
@@ -325,7 +339,7 @@ typedef struct {
 
 /* The pipeline: spec to everything that is emitted.  T: rows of a micro-batch
  * (0: as the spec says).  dump: stages to print, or "". */
-Bundle *generate(Arena *a, const Model *m, long T, const char *dump);
+Bundle *generate(Arena *a, const Model *m, long T, int target, const char *dump);
 void emit_texts(Bundle *b);             /* emit.c */
 void manifest(const Bundle *b, Buf *out);       /* manifest.c */
 void report(const Bundle *b, Buf *out);         /* report.c: plan.txt */

@@ -23,7 +23,7 @@ void interp_gather(Interp *I, const Val *v, double *r);         /* and scatter *
 void interp_head(Interp *I, const Val *v, double *loss, double *dx, double *dw);
 
 /* How a step touches memory.  n elements, contiguous, from the operand's place
- * on; put_sum: n totals of which memory holds RowBlocks partials each.  mag is
+ * on; put_sum: n totals of which memory holds Plan.parts partials each.  mag is
  * NULL or the magnitudes of the terms that each number was summed from. */
 typedef struct {
 	void *ctx;

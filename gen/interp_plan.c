@@ -129,8 +129,8 @@ row_results(Exec *x)
 		r = k->root[i];
 		v = &p->g->v[r];
 		if (v->op == OP_SUMR && v->kind == K_SCALAR) {
-			o = opd_buf(p->part, F32, RowBlocks);
-			o.off = (size_t)p->partof[r] * RowBlocks * 4;
+			o = opd_buf(p->part, F32, p->parts);
+			o.off = (size_t)p->partof[r] * (size_t)p->parts * 4;
 			x->m->put_sum(x->m->ctx, &o, 1, x->I->x[r], x->I->mag[r]);
 			continue;
 		}
@@ -191,8 +191,8 @@ tail_value(Exec *x, int v)
 	if (w->op == OP_COEF)
 		return x->I->in->param[w->attr[0]][w->attr[1]];
 	if (w->op == OP_SUMR) {
-		o = opd_buf(x->p->part, F32, RowBlocks);
-		o.off = (size_t)x->p->partof[v] * RowBlocks * 4;
+		o = opd_buf(x->p->part, F32, x->p->parts);
+		o.off = (size_t)x->p->partof[v] * (size_t)x->p->parts * 4;
 		x->m->get_sum(x->m->ctx, &o, 1, &r);
 		return r;
 	}

@@ -9,9 +9,6 @@
 
 #include "hcgen.h"
 
-/* where a kernel runs */
-enum { TO_CPU };
-
 /* element index within a row: base + head*h + c*d, or its half for tables;
  * head and c are the loop variables */
 typedef struct { int base, h, d; } Idx;
@@ -84,7 +81,6 @@ typedef struct {
 	Arena *mem;
 	const Plan *plan;
 	const Step *step;
-	int target;
 	const char *name;
 	int npar, cappar;
 	Par *par;
@@ -96,7 +92,7 @@ typedef struct {
 } Kern;
 
 /* requires: placed plan.  provides: statements in order, loops balanced.  The step's operands are set to the kernel's parameters. */
-Kern *lower(Arena *a, const Plan *p, Step *s, int target);
+Kern *lower(Arena *a, const Plan *p, Step *s);
 
 void kern_verify(const Kern *k);
 void kern_print(const Kern *k, FILE *f);         /* -d k */

@@ -417,7 +417,7 @@ parameters(Lower *l)
 			continue;
 		l->par[v] = par_new(l, P_PARTVEC, "part", F32, x->width,
 		                    opd_buf(l->p->bufof[v], F32, x->width));
-		l->k->par[l->par[v]].shape = arena_printf(l->a, "[%d,%d]", RowBlocks,
+		l->k->par[l->par[v]].shape = arena_printf(l->a, "[%d,%d]", l->p->parts,
 		                                          x->width);
 		l->k->par[l->par[v]].what = "partial sums, one row per block of rows";
 	}
@@ -431,11 +431,11 @@ sums_begin(Lower *l, int *part)
 	int i, v;
 
 	if (l->r->nsum) {
-		*part = par_new(l, P_PART, "sums", F32, RowBlocks,
-		                opd_buf(l->p->part, F32, RowBlocks));
-		l->k->par[*part].opd.off = (size_t)l->r->sum0 * RowBlocks * 4;
+		*part = par_new(l, P_PART, "sums", F32, l->p->parts,
+		                opd_buf(l->p->part, F32, l->p->parts));
+		l->k->par[*part].opd.off = (size_t)l->r->sum0 * (size_t)l->p->parts * 4;
 		l->k->par[*part].shape = arena_printf(l->a, "[%d,%d]", l->r->nsum,
-		                                      RowBlocks);
+		                                      l->p->parts);
 		l->k->par[*part].what = "partial sums, one column per block of rows";
 	}
 	for (i = 0; i < l->r->nroot; i++) {
@@ -526,7 +526,7 @@ bind(Lower *l, Step *s)
 }
 
 Kern *
-lower(Arena *a, const Plan *p, Step *s, int target)
+lower(Arena *a, const Plan *p, Step *s)
 {
 	Lower *l = NEW(a, Lower);
 	int i, n = p->g->n, part = -1, ph;
@@ -539,7 +539,6 @@ lower(Arena *a, const Plan *p, Step *s, int target)
 	l->k->mem = a;
 	l->k->plan = p;
 	l->k->step = s;
-	l->k->target = target;
 	l->k->name = s->name;
 	l->in = NEWN(a, bool, n);
 	l->root = NEWN(a, bool, n);

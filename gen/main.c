@@ -237,7 +237,7 @@ verb_check(Arena *a, const Options *o)
 		if (o->list_params)
 			show_params(m, stdout);
 		else
-			show_model(generate(a, m, 0, o->dump ? o->dump : ""), o->json,
+			show_model(generate(a, m, 0, TO_CPU, o->dump ? o->dump : ""), o->json,
 			           stdout);
 	}
 	return EX_OK;
@@ -248,7 +248,7 @@ verb_emit(Arena *a, const Options *o)
 {
 	const Model *m = model_of(a, o, one_arg(o, "emit"));
 	const char *dir = out_dir(a, o, m);
-	Bundle *b = generate(a, m, 0, o->dump ? o->dump : "");
+	Bundle *b = generate(a, m, 0, TO_CPU, o->dump ? o->dump : "");
 
 	bundle_write(b, dir);
 	if (!o->quiet)
@@ -264,7 +264,7 @@ verb_plan(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, one_arg(o, "plan"));
 	Buf b = {0};
 
-	report(generate(a, m, 0, o->dump ? o->dump : ""), &b);
+	report(generate(a, m, 0, TO_CPU, o->dump ? o->dump : ""), &b);
 	fputs(b.s, stdout);
 	buf_free(&b);
 	return EX_OK;
@@ -311,7 +311,7 @@ verb_train(Arena *a, const Options *o)
 	const char *file = one_arg(o, "train"), *slash = strrchr(file, '/');
 	const Model *m = model_of(a, o, file);
 	const char *dir = o->kernels ? o->kernels : out_dir(a, o, m);
-	const Bundle *b = generate(a, m, 0, o->dump ? o->dump : "");
+	const Bundle *b = generate(a, m, 0, TO_CPU, o->dump ? o->dump : "");
 	TrainOpts t;
 
 	if (o->kernels)
@@ -333,7 +333,7 @@ verb_bench(Arena *a, const Options *o)
 
 	if (o->n == 0 || o->json)
 		die("bench: at least one step, and a table is all it prints");
-	bundle_write(generate(a, m, 0, ""), dir);
+	bundle_write(generate(a, m, 0, TO_CPU, ""), dir);
 	return bench(dir, o->n >= 0 ? o->n : 5, (int)o->threads);
 }
 

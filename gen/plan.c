@@ -25,10 +25,10 @@ const char *const arena_name[NArenas] = {
 };
 /* clipping, AdamW for every parameter */
 Plan *
-plan_update(Arena *a, const Model *m)
+plan_update(Arena *a, const Model *m, int target)
 {
-	Plan *p = plan_new(a, m, "update", 0);
-	int part = buffer_new(p, "squares", -1, F64, RowBlocks, 1), i;
+	Plan *p = plan_new(a, m, "update", target, 0);
+	int part = buffer_new(p, "squares", -1, F64, p->parts, 1), i;
 	const Param *w;
 	Step *s;
 	long n = (long)(m->params_nbytes / 4);

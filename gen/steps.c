@@ -114,7 +114,7 @@ step_new(Plan *p, StepKind kind, const char *name, const char *site)
 	s->name = name;
 	s->site = site;
 	s->val = -1;
-	s->items = RowBlocks;
+	s->items = p->parts;
 	return s;
 }
 

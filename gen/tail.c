@@ -50,7 +50,7 @@ tail_exp(Tail *t, int v, int level, Buf *b)
 		return;
 	}
 	if (x->op == OP_SUMR) {
-		buf_printf(b, "total(sums + %d)", t->p->partof[v] * RowBlocks);
+		buf_printf(b, "total(sums + %d)", t->p->partof[v] * t->p->parts);
 		return;
 	}
 	own = x->op == OP_MUL || x->op == OP_NEG || x->op == OP_RECIP || x->op == OP_RSQRT ?
@@ -103,15 +103,15 @@ emit_tail(const Plan *p, Step *s, Buf *b)
 	int i;
 
 	s->nopd = 0;
-	*PUSH(p->mem, s->opd, s->nopd, s->capopd) = opd_buf(p->part, F32, RowBlocks);
+	*PUSH(p->mem, s->opd, s->nopd, s->capopd) = opd_buf(p->part, F32, p->parts);
 	tail_body(&t, &lines);
 	buf_printf(b, "// computes  gradients of the coefficients from the sums over rows that the row\n"
 	           "//           kernels left as %d partials each\n"
 	           "// types     f32; partials added in order\n"
-	           "// maps      one item\n", RowBlocks);
+	           "// maps      one item\n", p->parts);
 	buf_printf(b, "\nHC float total(const float *part)\n{\n    float sum = 0;\n\n"
 	           "    for (int i = 0; i < %d; i++)\n        sum += part[i];\n"
-	           "    return sum;\n}\n", RowBlocks);
+	           "    return sum;\n}\n", p->parts);
 	buf_puts(b, "\nvoid @KERNEL@(const HcArg *a, long item)\n{\n"
 	         "    const float *restrict sums = a[0].p;\n");
 	for (i = 1; i < s->nopd; i++)

@@ -166,7 +166,7 @@ step_text(Bundle *b, const Plan *p, Step *s)
 		return;
 	case STEP_ROW:
 		a = arena_new("kern");
-		k = lower(a, p, s, TO_CPU);
+		k = lower(a, p, s);
 		kern_verify(k);
 		if (b->dump_kern)
 			kern_print(k, stdout);
@@ -181,7 +181,8 @@ step_text(Bundle *b, const Plan *p, Step *s)
 		template_holes(&f, s);
 		if (f.name.s[f.name.len - 1] == '_')
 			f.name.s[--f.name.len] = 0;
-		fill(s->name, template_text(s->name), f.h, f.n, &body);
+		fill(s->name, template_text(arena_printf(b->mem, "%s/%s",
+		     b->target == TO_CUDA ? "cuda" : "cpu", s->name)), f.h, f.n, &body);
 		break;
 	case STEP_TAIL:
 		emit_tail(p, s, &body);
@@ -233,7 +234,7 @@ prelude_text(const char *body, Buf *b)
 		{ "hc_tanhf", "hc_tanhf(" },
 		{ "hc_sigmoidf", "hc_sigmoidf(" },
 	};
-	const char *pre = template_text("prelude"), *p, *q, *end;
+	const char *pre = template_text("cpu/prelude"), *p, *q, *end;
 	size_t i;
 	char key[64];
 
@@ -301,7 +302,7 @@ file_text(Bundle *b, Text *t, bool row)
 		p = q + 2;
 	} else {
 		buf_puts(&f, "\n// from templates/cpu/prelude.c\n");
-		buf_puts(&f, template_text("prelude"));
+		buf_puts(&f, template_text("cpu/prelude"));
 		buf_puts(&f, "// end\n\n");
 		p = t->body;
 	}

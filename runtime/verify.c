@@ -161,11 +161,12 @@ real_put(void *ctx, const Opd *o, long n, const double *x, const double *mag, bo
 static void
 real_get_sum(void *ctx, const Opd *o, long n, double *x)
 {
-	const char *p = place(ctx, o);
+	Verify *v = ctx;
+	const char *p = place(v, o);
 	long i, b;
 
 	for (i = 0; i < n; i++)
-		for (x[i] = 0, b = 0; b < RowBlocks; b++)
+		for (x[i] = 0, b = 0; b < v->p->parts; b++)
 			x[i] += element(p, F32, b * n + i);
 }
 
@@ -179,7 +180,7 @@ real_put_sum(void *ctx, const Opd *o, long n, const double *x, const double *mag
 	long i, b;
 
 	for (i = 0; i < n; i++) {
-		for (got = 0, b = 0; b < RowBlocks; b++)
+		for (got = 0, b = 0; b < v->p->parts; b++)
 			got += element(p, F32, b * n + i);
 		compare(out, got, x[i], mag ? mag[i] : 0);
 	}
@@ -441,7 +442,7 @@ verify_random(Verify *v)
 	int32_t *tok;
 	int j;
 
-	v->b = generate(v->a, shrink(v, v->o->rows), 0, "");
+	v->b = generate(v->a, shrink(v, v->o->rows), 0, TO_CPU, "");
 	v->m = v->b->model;
 	v->p = v->b->plan[PLAN_TRAIN];
 	open_run(v);
@@ -575,7 +576,7 @@ verify_user(Verify *v)
 	int32_t *tok;
 	double loss;
 
-	v->b = generate(v->a, v->m, 0, "");
+	v->b = generate(v->a, v->m, 0, TO_CPU, "");
 	v->p = v->b->plan[PLAN_TRAIN];
 	open_run(v);
 	params_load(v->r, v->o->params);

@@ -404,7 +404,7 @@ static bool
 kernels_agree(const Graph *g, const Inputs *in, void **so, char **texts, char err[200])
 {
 	Bench k = { .in = in, .so = *so };
-	Plan *p = fuse(mem, g);
+	Plan *p = fuse(mem, g, TO_CPU);
 	Interp *graph = interp_graph(g, in, NULL);
 	Buf t = {0};
 	int i, rows = 0;

@@ -22,7 +22,7 @@ simplified(const Model *m, int mode)
 static Plan *
 plan_of(const Model *m, int mode)
 {
-	Plan *p = fuse(mem, simplified(m, mode));
+	Plan *p = fuse(mem, simplified(m, mode), TO_CPU);
 
 	plan_verify(p);
 	mem_place(p);
@@ -615,7 +615,7 @@ memory(void)
 static char *
 whole_text(const Model *m)
 {
-	Bundle *b = generate(mem, m, 0, "");
+	Bundle *b = generate(mem, m, 0, TO_CPU, "");
 	Buf t = {0};
 	char *s;
 	int i;

@@ -10,9 +10,9 @@ B = build
 
 # in the order of the pipeline
 GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model ir graph grad simplify \
-	fuse steps plan target mem lower lower_exp lower_loop emit tail texts manifest report generate \
+	fuse steps plan target mem lower lower_exp lower_loop lower_cuda emit emit_cuda tail texts manifest report generate \
 	interp interp_heavy interp_plan show
-RUNTIME = load arena memory init pool gemm compile launch shard data bytes ngram st log train sample bench \
+RUNTIME = load cache arena memory init pool gemm compile launch shard data bytes ngram st log train sample bench \
 	doctor verify
 TEMPLATES = $(wildcard templates/*/*.c templates/*/*.cu templates/*/*.cuh templates/*/*.h)
 

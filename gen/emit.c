@@ -48,9 +48,34 @@ point_text(Op op, const char *x, const char *y, Buf *b)
 
 /* C, precedence-aware: level 0 sum, 1 product, 2 atom */
 
-const char *
-c_function(Op op)
+static const char *
+cuda_function(Op op)
 {
+	switch ((int)op) {
+	case OP_RECIP:
+		return "1.f / ";
+	case OP_RSQRT:
+		return "rsqrtf";
+	case OP_EXP:
+		return "expf";
+	case OP_TANH:
+		return "tanhf";
+	case OP_SIGMOID:
+		return "sigmoidf";
+	case OP_RELU:
+		return "RELU";
+	case OP_STEP:
+		return "STEP";
+	default:
+		return NULL;
+	}
+}
+
+const char *
+c_function(Op op, int target)
+{
+	if (target == TO_CUDA)
+		return cuda_function(op);
 	switch ((int)op) {
 	case OP_RECIP:
 		return "1.f / ";
@@ -133,6 +158,21 @@ load_text(const Kern *k, const Exp *e, Buf *b)
 		buf_puts(b, ")");
 }
 
+/* element of a vector in registers: every one, or every second */
+static void
+elem_text(const Kern *k, const Exp *e, Buf *b)
+{
+	bool bf16 = e->par >= 0 && k->par[e->par].dt == BF16;
+
+	buf_printf(b, "%s%s.v[", bf16 ? "F32(" : "", e->name);
+	if (e->idx.d == 2)
+		buf_puts(b, "2*");
+	buf_puts(b, "i");
+	if (e->idx.base)
+		buf_printf(b, " + %d", e->idx.base);
+	buf_printf(b, "]%s", bf16 ? ")" : "");
+}
+
 void
 exp_text(const Kern *k, const Exp *e, int level, Buf *b)
 {
@@ -159,6 +199,15 @@ exp_text(const Kern *k, const Exp *e, int level, Buf *b)
 	case X_SHIFT:
 		load_text(k, e, b);
 		return;
+	case X_ELEM_OF:
+		elem_text(k, e, b);
+		return;
+	case X_HEAD:
+		buf_printf(b, "%s_head[head", e->name);
+		if (e->idx.base)
+			buf_printf(b, " %c %d", e->idx.base < 0 ? '-' : '+', abs(e->idx.base));
+		buf_puts(b, "]");
+		return;
 	case X_SCALAR:
 		buf_printf(b, "%s[", k->par[e->par].name);
 		idx_text(e->idx, NULL, b);
@@ -172,7 +221,7 @@ exp_text(const Kern *k, const Exp *e, int level, Buf *b)
 		own = 1;
 	if (own < level)
 		buf_puts(b, "(");
-	if ((f = c_function(e->op))) {
+	if ((f = c_function(e->op, k->plan->target))) {
 		buf_printf(b, "%s(", f);
 		exp_text(k, e->a, 0, b);
 		buf_puts(b, ")");
@@ -196,14 +245,14 @@ exp_text(const Kern *k, const Exp *e, int level, Buf *b)
 
 /* statements */
 
-static void
+void
 indent(int depth, Buf *b)
 {
 	while (depth--)
 		buf_puts(b, "    ");
 }
 
-static void
+void
 row_source_text(const Stmt *s, int depth, Buf *b)
 {
 	int k = s->shift[0], seq = s->shift[3];
@@ -270,7 +319,7 @@ stmt_text(const Kern *k, const Stmt *s, int *depth, Buf *b)
 		indent(*depth, b);
 	switch (s->kind) {
 	case S_NOTE:
-		buf_printf(b, "// %s\n", s->name);
+		buf_puts(b, "\n");
 		break;
 	case S_LET:
 		buf_printf(b, "const float %s = ", s->name);
@@ -334,10 +383,12 @@ stmt_text(const Kern *k, const Stmt *s, int *depth, Buf *b)
 		indent(*depth + 1, b);
 		buf_printf(b, "%s[item*%d + c] = 0;\n", k->par[s->par].name, s->n);
 		break;
+	default:
+		bug("emit: statement %d on cpu", s->kind);
 	}
 }
 
-static const char *
+const char *
 c_type(Dt dt)
 {
 	return dt == BF16 ? "bf16" : dt == I32 ? "i32" : dt == F64 ? "double" : "float";

@@ -304,7 +304,10 @@ finish_step(Fuse *f, int v, int buf, int param, int row)
 	push(p, s, opd_arena(A_GRADS, w->off + (size_t)(row * x->width * 4), F32, x->width));
 	push(p, s, opd_buf(buf, F32, x->width));
 	push(p, s, opd_int(x->width));
+	if (p->target == TO_CUDA)
+		push(p, s, opd_int(p->parts));
 	s->nbytes = (double)p->buf[buf].nbytes + 8. * x->width;
+	step_launch(p, s, RowBlocks, x->width, 1);
 }
 
 /* Sums over rows that are vectors: their partials, and for every gradient that

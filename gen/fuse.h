@@ -24,6 +24,7 @@ int buffer_new(Plan *p, const char *name, int val, Dt dt, long rows, long width)
 Opd opd_val(Fuse *f, int v);
 int contrib_param(const Graph *g, int v);
 Step *step_new(Plan *p, StepKind kind, const char *name, const char *site);
+void step_launch(const Plan *p, Step *s, long items, long n, long width);
 void push(Plan *p, Step *s, Opd o);
 const char *sub_name(const Model *m, int sub);
 const char *site_name(Plan *p, const Val *v, const char *what);

@@ -129,6 +129,13 @@ write_file(const char *dir, const char *name, const Buf *text)
 	buf_free(&path);
 }
 
+/* of the file names of texts */
+const char *
+text_suffix(const Bundle *b)
+{
+	return b->target == TO_CUDA ? ".cu" : ".c";
+}
+
 static bool
 is_ours(const Bundle *b, const char *file)
 {
@@ -137,7 +144,7 @@ is_ours(const Bundle *b, const char *file)
 
 	for (i = 0; i < b->ntext; i++) {
 		n = strlen(b->text[i].name);
-		if (strncmp(file, b->text[i].name, n) == 0 && strcmp(file + n, ".c") == 0)
+		if (strncmp(file, b->text[i].name, n) == 0 && strcmp(file + n, text_suffix(b)) == 0)
 			return true;
 	}
 	return false;
@@ -175,7 +182,8 @@ remove_stale(const Bundle *b, const char *dir, const char *kernels)
 
 	while (d && (e = readdir(d))) {
 		n = strlen(e->d_name);
-		if (n < 3 || strcmp(e->d_name + n - 2, ".c") != 0 || is_ours(b, e->d_name))
+		if (n < 4 || (strcmp(e->d_name + n - 2, ".c") != 0 &&
+		    strcmp(e->d_name + n - 3, ".cu") != 0) || is_ours(b, e->d_name))
 			continue;
 		path.len = 0;
 		buf_printf(&path, "%s/%s", kernels, e->d_name);
@@ -204,7 +212,7 @@ bundle_write(const Bundle *b, const char *dir)
 	for (i = 0; i < b->ntext; i++) {
 		out.len = path.len = 0;
 		buf_puts(&out, b->text[i].file);
-		buf_printf(&path, "kernels/%s.c", b->text[i].name);
+		buf_printf(&path, "kernels/%s%s", b->text[i].name, text_suffix(b));
 		write_file(dir, path.s, &out);
 	}
 	/* the manifest last: a directory with one is whole */

@@ -345,6 +345,7 @@ void manifest(const Bundle *b, Buf *out);       /* manifest.c */
 void report(const Bundle *b, Buf *out);         /* report.c: plan.txt */
 /* Write DIR/{spec.yaml,plan.txt,manifest,kernels/}.  die()s. */
 void bundle_write(const Bundle *b, const char *dir);
+const char *text_suffix(const Bundle *b);
 
 /* target.c: bandwidth and rates for the modelled times */
 typedef struct {

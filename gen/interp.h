@@ -14,6 +14,9 @@ void interp_matmul(double *c, const double *a, const double *b, long m, long n, 
 double interp_point(Op op, double x, double y);
 void interp_attn(Interp *I, const Val *v, double *o, double *lse);
 /* g: dq, dk, dv; mag: the magnitudes of their terms */
+void interp_attn_delta(Interp *I, const Val *v, double *delta, double *mag);
+void interp_attn_grads(Interp *I, const Val *v, const double *delta, const double *delta_mag,
+                       double *g[3], double *mag[3]);
 void interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3]);
 double interp_softcap(const Spec *s, double l, double *dz);
 /* logits l of one row become gradients; returns the loss */

@@ -109,34 +109,47 @@ score_gradient(const Val *v, double p, const double *dob, const double *vv, doub
 	return (Score){ p * (dp - delta) * v->num, p * (dp_mag + delta_mag) * fabs(v->num) };
 }
 
+/* delta[t, h] = do.o, and the magnitude of its terms */
 void
-interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3])
+interp_attn_delta(Interp *I, const Val *v, double *delta, double *mag)
 {
 	const Model *m = I->g->model;
-	double *p = interp_array((size_t)I->in->T), delta, delta_mag, w;
-	const double *o, *dob, *q, *k;
-	long t, j, first, kv, i;
+	const double *o = I->x[v->arg[3]], *dob = I->x[v->arg[5]];
+	long i;
+	int d;
+
+	for (i = 0; i < I->in->T * m->H; i++, o += m->D, dob += m->D)
+		for (delta[i] = mag[i] = 0, d = 0; d < m->D; d++) {
+			delta[i] += dob[d] * o[d];
+			mag[i] += fabs(dob[d] * o[d]);
+		}
+}
+
+void
+interp_attn_grads(Interp *I, const Val *v, const double *delta, const double *delta_mag,
+                  double *g[3], double *mag[3])
+{
+	const Model *m = I->g->model;
+	double *p = interp_array((size_t)I->in->T), w;
+	const double *dob, *q, *k;
+	long t, j, first, kv, i, th;
 	int h, d, D = m->D;
 	Score s;
 
 	for (t = 0; t < I->in->T; t++)
 		for (h = 0; h < m->H; h++) {
-			i = (t * m->H + h) * D;
+			th = t * m->H + h;
+			i = th * D;
 			q = I->x[v->arg[0]] + i;
-			o = I->x[v->arg[3]] + i;
 			dob = I->x[v->arg[5]] + i;
 			first = first_key(I, v, t);
 			softmax_row(I, v, t, h, p, first);
-			for (delta = delta_mag = 0, d = 0; d < D; d++) {
-				delta += dob[d] * o[d];
-				delta_mag += fabs(dob[d] * o[d]);
-			}
 			for (j = first; j <= t; j++) {
 				kv = (j * m->K + h / (m->H / m->K)) * D;
 				k = I->x[v->arg[1]] + kv;
 				w = p[j - first];
-				s = score_gradient(v, w, dob, I->x[v->arg[2]] + kv, delta,
-				                   delta_mag, D);
+				s = score_gradient(v, w, dob, I->x[v->arg[2]] + kv, delta[th],
+				                   delta_mag[th], D);
 				for (d = 0; d < D; d++) {
 					g[0][i + d] += s.ds * k[d];
 					g[1][kv + d] += s.ds * q[d];
@@ -148,6 +161,18 @@ interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3])
 			}
 		}
 	free(p);
+}
+
+void
+interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3])
+{
+	size_t n = (size_t)(I->in->T * I->g->model->H);
+	double *delta = interp_array(n), *delta_mag = interp_array(n);
+
+	interp_attn_delta(I, v, delta, delta_mag);
+	interp_attn_grads(I, v, delta, delta_mag, g, mag);
+	free(delta);
+	free(delta_mag);
 }
 
 /* softcap and its derivative */

@@ -257,15 +257,25 @@ scatter(Exec *x)
 	free(rows);
 }
 
-/* operands of an attention op as values of the graph */
+/* cuda: scatter added all rows already, also those of which the kernel leaves
+ * sums of parts to this step */
+static void
+scatter_finish(Exec *x)
+{
+	(void)x;
+}
+
+/* operands of an attention op as values of the graph: opd[j] is that of v's
+ * argument j, or -1 */
 static void
 attn_values(Exec *x, const Val *v, const int *opd, int n)
 {
 	int j;
 
 	for (j = 0; j < n; j++)
-		x->I->x[v->arg[j]] = get_rows(x, &x->s->opd[opd[j]], x->p->T,
-		                              x->p->g->v[v->arg[j]].width);
+		if (opd[j] >= 0)
+			x->I->x[v->arg[j]] = get_rows(x, &x->s->opd[opd[j]], x->p->T,
+			                              x->p->g->v[v->arg[j]].width);
 }
 
 static void
@@ -297,13 +307,15 @@ attn_fwd(Exec *x)
 	free(lse);
 }
 
+/* opd: of the op's arguments.  delta: operand that holds it where there is no
+ * o.  to: operand of dq, dk, dv, or -1. */
 static void
-attn_bwd(Exec *x)
+attn_grads(Exec *x, const int opd[6], int delta_opd, const int to[3])
 {
-	static const int opd[] = { 6, 7, 8, 12, 14, 13 };
 	const Model *m = x->p->model;
 	const Val *v = &x->p->g->v[x->s->val];
 	long T = x->p->T, w[3] = { (long)m->H * m->D, (long)m->K * m->D, (long)m->K * m->D };
+	double *delta = interp_array((size_t)(T * m->H)), *mag = interp_array((size_t)(T * m->H));
 	double *d[6];
 	Opd o;
 	long t;
@@ -312,15 +324,51 @@ attn_bwd(Exec *x)
 	for (j = 0; j < 6; j++)
 		d[j] = interp_array((size_t)(T * w[j % 3]));
 	attn_values(x, v, opd, 6);
-	interp_attn_bwd(x->I, v, d, d + 3);
+	if (opd[3] >= 0) {
+		interp_attn_delta(x->I, v, delta, mag);
+		if (delta_opd >= 0)
+			put_mag(x, &x->s->opd[delta_opd], T * m->H, delta, mag);
+	} else {
+		get(x, &x->s->opd[delta_opd], T * m->H, delta);
+		for (t = 0; t < T * m->H; t++)
+			mag[t] = fabs(delta[t]);
+	}
+	interp_attn_grads(x->I, v, delta, mag, d, d + 3);
 	attn_done(x, v, 6);
 	for (j = 0; j < 3; j++)
-		for (t = 0; t < T; t++) {
-			o = moved(x->s->opd[j], t * x->s->opd[j].ld);
+		for (t = 0; to[j] >= 0 && t < T; t++) {
+			o = moved(x->s->opd[to[j]], t * x->s->opd[to[j]].ld);
 			put_mag(x, &o, w[j], d[j] + t * w[j], d[j + 3] + t * w[j]);
 		}
 	for (j = 0; j < 6; j++)
 		free(d[j]);
+	free(delta);
+	free(mag);
+}
+
+static void
+attn_bwd(Exec *x)
+{
+	static const int opd[] = { 6, 7, 8, 12, 14, 13 }, to[] = { 0, 1, 2 };
+
+	attn_grads(x, opd, -1, to);
+}
+
+/* cuda: in two steps */
+static void
+attn_bwd_dq(Exec *x)
+{
+	static const int opd[] = { 3, 4, 5, 9, 11, 10 }, to[] = { 0, -1, -1 };
+
+	attn_grads(x, opd, 1, to);
+}
+
+static void
+attn_bwd_dkv(Exec *x)
+{
+	static const int opd[] = { 4, 5, 6, -1, 11, 10 }, to[] = { -1, 0, 1 };
+
+	attn_grads(x, opd, 12, to);
 }
 
 /* One row of the head.  The loss is logsumexp, at least about ln V, minus a
@@ -404,6 +452,9 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 		{ "gather", gather }, { "scatter", scatter }, { "attn_fwd", attn_fwd },
 		{ "attn_bwd", attn_bwd }, { "ce", ce }, { "softcap", softcap },
 		{ "finish", finish }, { "loss_sum", loss_sum },
+		{ "attn_fwd_f32", attn_fwd }, { "scatter_finish", scatter_finish },
+		{ "attn_bwd_dq", attn_bwd_dq }, { "attn_bwd_dq_f32", attn_bwd_dq },
+		{ "attn_bwd_dkv", attn_bwd_dkv }, { "attn_bwd_dkv_f32", attn_bwd_dkv },
 	};
 	Exec x = { I, p, s, m };
 	size_t i;

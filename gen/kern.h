@@ -21,6 +21,8 @@ typedef enum {
 	X_LOAD,         /* parameter par at row t, idx */
 	X_SCALAR,       /* parameter par, element idx.base: same for all rows */
 	X_SHIFT,        /* parameter par at another row, 0 where there is none */
+	X_ELEM_OF,      /* cuda: element of the vector name, of type par's */
+	X_HEAD,         /* cuda: name[head + idx.base] in shared memory */
 	X_OP,           /* op of a and b */
 } ExpKind;
 
@@ -35,7 +37,7 @@ struct Exp {
 };
 
 typedef enum {
-	S_NOTE,         /* // name */
+	S_NOTE,         /* an empty line */
 	S_LET,          /* const float name = e */
 	S_ARRAY,        /* float name[n] */
 	S_ZERO,         /* float name = 0  or  float name[n] = {0} */
@@ -49,6 +51,23 @@ typedef enum {
 	S_PART,         /* partial of this block: parameter par, element n = name */
 	S_PART_ADD,     /* partial vector of this block: par at idx += e */
 	S_PART_ZERO,    /* partial vector of this block: par, n elements = 0 */
+	/* cuda only */
+	S_LOADS,        /* the vector loads with place n stand here */
+	S_IF,           /* if channel in lo … hi-1 and shift[0] … shift[1]-1 of its head;
+	                 * n 1: else if, 2: else, of the S_IF before */
+	S_ELEMS,        /* loop over the n elements (pairs of a vector of lo) */
+	S_VEC,          /* vector name of n floats; lo: zeros */
+	S_VEC_SET,      /* element of the vector name = e */
+	S_VEC_ADD,      /* element of the vector name += e */
+	S_VEC_STORE,    /* parameter par at row t, idx.base + channels = vector name */
+	S_ROW_STORE,    /* rowval: parameter par, head idx.base … = e, by one thread */
+	S_SUMS,         /* the sums queued since the last S_SUMS, over the row's threads */
+	S_SUM,          /* queue: name; n threads of a head, 0: all of the row */
+	S_SHARE,        /* name_s[head + idx.base] = e by the head's first thread */
+	S_BARRIER,
+	S_PART_SUM,     /* queue at the end: sum of name over threads */
+	S_PARTS,        /* partials of this block: par, n of them */
+	S_PART_VEC,     /* partial vector of this block: par = vector name */
 } StmtKind;
 
 typedef struct {
@@ -60,7 +79,33 @@ typedef struct {
 	bool indexed;
 	const char *reduce;     /* S_LOOP: accumulators, comma separated */
 	int shift[4];           /* S_ROW_SRC: k, edge, docs, seq; k < 0: adjoint */
+	int vw;                 /* cuda: channels of a vector */
 } Stmt;
+
+/* cuda: a vector in registers, loaded once and used wherever the same thread
+ * needs the same channels */
+typedef struct {
+	const char *name, *row; /* row: variable that holds the row; NULL: row t */
+	int par, off, vw;       /* elements off + vw*thread … */
+	enum { V_FLAT, V_HEAD, V_HALF, V_ROWVAL } at;   /* plus: channel, channel in
+	                         * its head, half of it, head */
+	int lo, hi;             /* channels, from the slab's first, of those that need it */
+	int dlo, dhi;           /* and within a head */
+	int place;              /* S_LOADS that it stands at */
+} VecLoad;
+
+/* cuda: how a row maps to threads */
+typedef struct {
+	int threads;            /* of a row, a multiple of 32 */
+	int rows;               /* of a block */
+	bool loop;              /* a block takes every gridDim.x'th row */
+	int D;                  /* channels of a head, 0: none */
+	int vwh;                /* channels of a vector where heads matter */
+	bool uses_vw[9];        /* first channel of a thread, by vector size */
+	bool uses_head, uses_d, uses_lane;
+	int nshared, capshared;
+	struct Shared { const char *name; int n; } *shared;
+} Map;
 
 typedef enum {
 	P_OUT, P_IN, P_COEF, P_PVEC, P_PART, P_PARTVEC, P_TABLE, P_DOCS, P_ROWS,
@@ -86,6 +131,9 @@ typedef struct {
 	Par *par;
 	int nstmt, capstmt;
 	Stmt *stmt;
+	int nload, capload;
+	VecLoad *load;
+	Map map;
 	int nformula, capformula;
 	const char **formula;   /* what the kernel computes, for readers */
 	double row_read, row_write, row_flops;
@@ -100,6 +148,13 @@ void kern_print(const Kern *k, FILE *f);         /* -d k */
 
 /* emit.c: the text of a kernel */
 void emit_kern(const Kern *k, Buf *b);
+/* emit_cuda.c */
+void emit_cuda(const Kern *k, Buf *b);
+
+/* shared by emit.c and emit_cuda.c */
+void indent(int depth, Buf *b);
+void row_source_text(const Stmt *s, int depth, Buf *b);
+const char *c_type(Dt dt);
 
 /* tail.c */
 void emit_tail(const Plan *p, Step *s, Buf *b);
@@ -108,6 +163,6 @@ void emit_tail(const Plan *p, Step *s, Buf *b);
 void point_text(Op op, const char *x, const char *y, Buf *b);
 void float_text(Buf *b, double x);
 void exp_text(const Kern *k, const Exp *e, int level, Buf *b);
-const char *c_function(Op op);
+const char *c_function(Op op, int target);
 
 #endif

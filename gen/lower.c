@@ -143,7 +143,7 @@ mark_all_held(Lower *l)
 	}
 }
 
-static int
+int
 gather_sinks(Lower *l, int phase, Sink *s)
 {
 	const Val *x;
@@ -166,7 +166,7 @@ gather_sinks(Lower *l, int phase, Sink *s)
 	return n;
 }
 
-static int
+int
 sink_heads(Lower *l, const Sink *s)
 {
 	const Val *x = &l->g->v[s->v];
@@ -184,7 +184,7 @@ sink_heads(Lower *l, const Sink *s)
 
 /* what a rowval is, of its operands; head is the loop variable if it is per
  * head (or a sum over heads) */
-static Exp *
+Exp *
 rowval_formula(Lower *l, int v)
 {
 	const Val *x = &l->g->v[v], *y = &l->g->v[x->arg[0]];
@@ -337,6 +337,8 @@ name_values(Lower *l)
 			base = arena_printf(l->a, "%s_next", base);
 		if (x->op == OP_SUMR && x->kind == K_SCALAR && !base)
 			base = "sum";
+		if (x->op == OP_SUMR && x->kind == K_PVEC && !base && l->cu)
+			base = "part_sum";
 		if (!base)
 			base = x->kind == K_ROWVAL ? op_info[x->op].name : "x";
 		l->name[v] = unique(l, base);
@@ -367,7 +369,7 @@ read_scalars(Lower *l)
 		read_scalars_of(l, l->node[i]);
 }
 
-static void
+void
 row_sources(Lower *l)
 {
 	const Val *x;
@@ -417,27 +419,36 @@ parameters(Lower *l)
 			continue;
 		l->par[v] = par_new(l, P_PARTVEC, "part", F32, x->width,
 		                    opd_buf(l->p->bufof[v], F32, x->width));
-		l->k->par[l->par[v]].shape = arena_printf(l->a, "[%d,%d]", l->p->parts,
-		                                          x->width);
+		l->k->par[l->par[v]].shape = l->cu ? arena_printf(l->a, "[P,%d]", x->width) :
+		        arena_printf(l->a, "[%d,%d]", l->p->parts, x->width);
 		l->k->par[l->par[v]].what = "partial sums, one row per block of rows";
 	}
 }
 
+/* the parameter that takes the partials of scalar sums, or -1 */
+static int
+sums_par(Lower *l)
+{
+	int part;
+
+	if (!l->r->nsum)
+		return -1;
+	part = par_new(l, P_PART, "sums", F32, l->p->parts,
+	               opd_buf(l->p->part, F32, l->p->parts));
+	l->k->par[part].opd.off = (size_t)l->r->sum0 * (size_t)l->p->parts * 4;
+	l->k->par[part].shape = l->cu ? arena_printf(l->a, "[%d,P]", l->r->nsum) :
+	                        arena_printf(l->a, "[%d,%d]", l->r->nsum, l->p->parts);
+	l->k->par[part].what = "partial sums, one column per block of rows";
+	return part;
+}
+
 static void
-sums_begin(Lower *l, int *part)
+sums_begin(Lower *l)
 {
 	const Val *x;
 	Stmt *t;
 	int i, v;
 
-	if (l->r->nsum) {
-		*part = par_new(l, P_PART, "sums", F32, l->p->parts,
-		                opd_buf(l->p->part, F32, l->p->parts));
-		l->k->par[*part].opd.off = (size_t)l->r->sum0 * (size_t)l->p->parts * 4;
-		l->k->par[*part].shape = arena_printf(l->a, "[%d,%d]", l->r->nsum,
-		                                      l->p->parts);
-		l->k->par[*part].what = "partial sums, one column per block of rows";
-	}
 	for (i = 0; i < l->r->nroot; i++) {
 		v = l->r->root[i];
 		x = &l->g->v[v];
@@ -485,7 +496,7 @@ used_here(const Lower *l, int v)
 	return false;
 }
 
-static void
+void
 hold_arrays(Lower *l)
 {
 	Stmt *t;
@@ -493,7 +504,7 @@ hold_arrays(Lower *l)
 
 	for (i = 0; i < l->nnode; i++) {
 		v = l->node[i];
-		if (!l->held[v])
+		if (!l->held[v] || l->cu)
 			continue;
 		t = stmt(l, S_ARRAY, arena_printf(l->a, "row_%s", l->name[v]));
 		t->n = l->g->v[v].width;
@@ -525,13 +536,33 @@ bind(Lower *l, Step *s)
 		*PUSH(l->p->mem, s->opd, s->nopd, s->capopd) = l->k->par[i].opd;
 }
 
-Kern *
-lower(Arena *a, const Plan *p, Step *s)
+/* the rest for one thread per row */
+static void
+cpu_body(Lower *l, int part)
+{
+	int ph;
+
+	sums_begin(l);
+	stmt(l, S_ROWS, NULL);
+	row_sources(l);
+	hold_arrays(l);
+	rowvals(l, 0);
+	for (ph = 0; ph < l->nphase; ph++) {
+		phase_loops(l, ph);
+		rowvals(l, ph + 1);
+	}
+	stmt(l, S_END, NULL);
+	sums_end(l, part);
+}
+
+static Lower *
+lower_new(Arena *a, const Plan *p, Step *s, Cuda *cu)
 {
 	Lower *l = NEW(a, Lower);
-	int i, n = p->g->n, part = -1, ph;
+	int i, n = p->g->n;
 
 	l->a = a;
+	l->cu = cu;
 	l->p = p;
 	l->g = p->g;
 	l->r = s->row;
@@ -555,29 +586,47 @@ lower(Arena *a, const Plan *p, Step *s)
 		l->in[l->r->in[i]] = true;
 	for (i = 0; i < l->r->nroot; i++)
 		l->root[l->r->root[i]] = true;
+	return l;
+}
+
+static Lower *
+lower_once(Arena *a, const Plan *p, Step *s, Cuda *cu)
+{
+	Lower *l = lower_new(a, p, s, cu);
+	int i, part;
+
 	for (i = 0; i < l->r->nroot; i++)
 		collect(l, l->r->root[i]);
 	find_phases(l);
 	mark_all_held(l);
 	parameters(l);
 	name_values(l);
+	if (cu)
+		cuda_map(l);
 	read_scalars(l);
 	formulas(l);
-	sums_begin(l, &part);
-	stmt(l, S_ROWS, NULL);
-	row_sources(l);
-	hold_arrays(l);
-	rowvals(l, 0);
-	for (ph = 0; ph < l->nphase; ph++) {
-		phase_loops(l, ph);
-		if (ph + 1 <= l->nphase)
-			rowvals(l, ph + 1);
-	}
-	stmt(l, S_END, NULL);
-	sums_end(l, part);
+	part = sums_par(l);
+	if (cu)
+		cuda_body(l, part);
+	else
+		cpu_body(l, part);
 	par_new(l, P_ROWS, "rows", I32, 1, (Opd){ .kind = OPD_INT, .i = p->T });
+	return l;
+}
+
+Kern *
+lower(Arena *a, const Plan *p, Step *s)
+{
+	Cuda *cu = p->target == TO_CUDA ? cuda_new(a, p->g->n) : NULL;
+	Lower *l;
+
+	do
+		l = lower_once(a, p, s, cu);
+	while (cu && cuda_again(l));
 	l->k->row_flops = l->flops;
 	s->flops = l->flops * (double)p->T;
+	if (cu)
+		cuda_bind(l, s);
 	bind(l, s);
 	return l->k;
 }
@@ -591,7 +640,8 @@ kern_verify(const Kern *k)
 
 	for (i = 0; i < k->nstmt; i++) {
 		s = &k->stmt[i];
-		if (s->kind == S_LOOP || s->kind == S_ROWS)
+		if (s->kind == S_LOOP || s->kind == S_ROWS || s->kind == S_IF ||
+		    s->kind == S_ELEMS || s->kind == S_PARTS)
 			depth++;
 		if (s->kind == S_END && --depth < 0)
 			bug("lower: %s: unbalanced loops", k->name);
@@ -600,7 +650,8 @@ kern_verify(const Kern *k)
 		if ((s->kind == S_STORE || s->kind == S_PART || s->kind == S_PART_ADD ||
 		     s->kind == S_PART_ZERO) && (s->par < 0 || s->par >= k->npar))
 			bug("lower: %s: statement %d has no parameter", k->name, i);
-		if ((s->kind == S_LET || s->kind == S_SET || s->kind == S_ADD) && !s->name)
+		if ((s->kind == S_LET || s->kind == S_SET || s->kind == S_ADD ||
+		     s->kind == S_VEC_SET) && !s->name)
 			bug("lower: %s: statement %d has no name", k->name, i);
 	}
 	if (depth)
@@ -612,6 +663,11 @@ static const char *const stmt_name[] = {
 	[S_LOOP] = "loop", [S_END] = "end", [S_SET] = "set", [S_ADD] = "add",
 	[S_STORE] = "store", [S_ROWS] = "rows", [S_ROW_SRC] = "row", [S_PART] = "partial",
 	[S_PART_ADD] = "partial_add", [S_PART_ZERO] = "partial_zero",
+	[S_LOADS] = "loads", [S_IF] = "if", [S_ELEMS] = "elements", [S_VEC] = "vector",
+	[S_VEC_SET] = "vector_set", [S_VEC_ADD] = "vector_add",
+	[S_VEC_STORE] = "vector_store", [S_ROW_STORE] = "rowval_store", [S_SUMS] = "sums",
+	[S_SUM] = "sum", [S_SHARE] = "share", [S_BARRIER] = "barrier",
+	[S_PART_SUM] = "partial_sum", [S_PARTS] = "partials", [S_PART_VEC] = "partial_vector",
 };
 
 /* one statement a line, operands as the text will have them */

@@ -8,8 +8,11 @@ enum { MaxCut = 512, MaxPhase = 32 };
 
 typedef struct { int v, base; Exp *e; } Memo;
 
+typedef struct Cuda Cuda;
+
 typedef struct {
 	Arena *a;
+	Cuda *cu;                       /* cuda: its own state, else NULL */
 	const Plan *p;
 	const Graph *g;
 	const RowKernel *r;
@@ -65,8 +68,37 @@ Exp *shifted(Lower *l, int i, Idx idx);
 Exp *evaluate(Lower *l, int v, int base);
 void formulas(Lower *l);
 
+int floor_div(int x, int y);
+
+/* lower.c */
+int gather_sinks(Lower *l, int phase, Sink *s);
+int sink_heads(Lower *l, const Sink *s);
+Exp *rowval_formula(Lower *l, int v);
+void row_sources(Lower *l);
+void hold_arrays(Lower *l);
+
 /* lower_loop.c: loops over channels */
+
+/* where loops must be cut: flat, channels of the sink; heads, channels of a head */
+typedef struct { int n, at[MaxCut], npair, R, adjacent; } Cuts;
+
 int head_size(const Lower *l, int v, int width);
+void cut(Cuts *c, int at);
+void find_cuts(const Lower *l, int v, int base, Cuts *flat, Cuts *heads);
+void sweep(Lower *l, int first);
 void loops(Lower *l, const Sink *s, int n);
+
+/* lower_cuda.c: one row on many threads.  The hooks that lower_exp.c calls
+ * give what a thread holds of a value; held: NULL if another thread holds it. */
+Cuda *cuda_new(Arena *a, int nvalues);
+bool cuda_again(Lower *l);              /* lower once more: l has learned something */
+void cuda_map(Lower *l);
+void cuda_body(Lower *l, int part);
+void cuda_bind(Lower *l, Step *s);
+Exp *cuda_load(Lower *l, int par, int base, const char *name, const char *row);
+Exp *cuda_param(Lower *l, int par, int base, const char *name);
+Exp *cuda_table(Lower *l, int par, int base);
+Exp *cuda_rowval(Lower *l, int v, int group_base);
+Exp *cuda_held(Lower *l, int v, int base);
 
 #endif

@@ -35,11 +35,17 @@ name_taken(const Lower *l, const char *s)
 		"T", "t", "a", "c", "item", "head", "f32", "bf16", "i32", "F32",
 		"BF16", "int", "long", "float", "if", "for", "do", "r0", "r1",
 	};
+	static const char *const cuda_words[] = {
+		"i", "d", "c1", "c2", "c4", "lane", "warp", "parts", "slot",
+	};
 	size_t i;
 	int j;
 
 	for (i = 0; i < sizeof words / sizeof *words; i++)
 		if (strcmp(s, words[i]) == 0)
+			return true;
+	for (i = 0; l->cu && i < sizeof cuda_words / sizeof *cuda_words; i++)
+		if (strcmp(s, cuda_words[i]) == 0)
 			return true;
 	for (j = 0; j < l->nname; j++)
 		if (strcmp(s, l->names[j]) == 0)
@@ -255,6 +261,8 @@ rowval(Lower *l, int v, int group_base, int group_step)
 	}
 	if (x->width == 1 && l->name[v])
 		return exp_var(l, l->name[v]);
+	if (l->cu && x->width > 1)
+		return cuda_rowval(l, v, group_base);
 	e = exp_new(l, l->inside[v] ? X_ELEM : X_LOAD);
 	if (l->inside[v])
 		e->name = l->name[v];
@@ -266,7 +274,7 @@ rowval(Lower *l, int v, int group_base, int group_step)
 	return e;
 }
 
-static int
+int
 floor_div(int x, int y)
 {
 	return x >= 0 ? x / y : -((-x + y - 1) / y);
@@ -301,6 +309,9 @@ operand(Lower *l, int v, int base, int width)
 		e = exp_new(l, X_SCALAR);
 		e->par = coef_par(l, x->attr[0], x->attr[1], P_PVEC, x->width);
 		e->idx = here(l, base);
+		if (l->cu)
+			return cuda_param(l, e->par, base, coef_name(l->a,
+			        l->g->model->param[x->attr[0]].name));
 		return e;
 	default:
 		return evaluate(l, v, base);
@@ -332,6 +343,10 @@ rotated(Lower *l, const Val *x, int base)
 		other = evaluate(l, x->arg[0], first ? base + R / 2 : base - R / 2);
 	}
 	cs->idx = sn->idx = j;
+	if (l->cu) {
+		cs = cuda_table(l, cs->par, j.base);
+		sn = cuda_table(l, sn->par, j.base);
+	}
 	self = exp_op(l, OP_MUL, cs, evaluate(l, x->arg[0], base));
 	other = exp_op(l, OP_MUL, sn, other);
 	return exp_op(l, (first != 0) == (sign > 0) ? OP_ADD : OP_SUB, self, other);
@@ -350,8 +365,11 @@ pad_inside(const Lower *l, const Val *x, int base)
 static Exp *
 load(Lower *l, int v, int base)
 {
-	Exp *e = exp_new(l, X_LOAD);
+	Exp *e;
 
+	if (l->cu)
+		return cuda_load(l, l->srcpar[v], base, l->name[v], NULL);
+	e = exp_new(l, X_LOAD);
 	e->par = l->srcpar[v];
 	e->idx = here(l, base);
 	return e;
@@ -366,13 +384,18 @@ shifted(Lower *l, int i, Idx idx)
 	e->par = l->srcpar[x->arg[0]];
 	e->idx = idx;
 	e->name = l->from[i];
-	if (x->attr[1] != EDGE_KEEP || x->op == OP_SHIFT)
-		return e;
-	/* adjoint of "the first row keeps its own": it gets its own back */
 	own = exp_new(l, X_SHIFT);
 	own->par = e->par;
 	own->idx = e->idx;
 	own->name = arena_printf(l->a, "%s_own", l->from[i]);
+	if (l->cu && x->kind == K_VEC) {
+		e = cuda_load(l, e->par, idx.base, l->name[i], e->name);
+		if (x->attr[1] == EDGE_KEEP && x->op == OP_UNSHIFT)
+			own = cuda_load(l, own->par, idx.base, l->name[i], own->name);
+	}
+	if (x->attr[1] != EDGE_KEEP || x->op == OP_SHIFT)
+		return e;
+	/* adjoint of "the first row keeps its own": it gets its own back */
 	return exp_op(l, OP_ADD, e, own);
 }
 
@@ -406,7 +429,10 @@ evaluate(Lower *l, int v, int base)
 			return l->memo[i].e;
 	if (!l->inside[v]) {
 		e = load(l, v, base);
-	} else if (l->phase[v] < l->now && l->held[v]) {
+	} else if (l->cu && l->phase[v] < l->now && l->held[v] &&
+	           (e = cuda_held(l, v, base))) {
+		return e;
+	} else if (!l->cu && l->phase[v] < l->now && l->held[v]) {
 		e = exp_new(l, X_ELEM);
 		e->name = arena_printf(l->a, "row_%s", l->name[v]);
 		e->idx = here(l, base);

@@ -27,9 +27,7 @@ head_size(const Lower *l, int v, int width)
 	return 0;
 }
 
-typedef struct { int n, at[MaxCut], npair, R, adjacent; } Cuts;
-
-static void
+void
 cut(Cuts *c, int at)
 {
 	int i, j;
@@ -47,7 +45,7 @@ cut(Cuts *c, int at)
 
 /* Where must loops over the channels of v be cut?  flat: channels of the sink,
  * v's channel 0 being the sink's -base; heads: channels of a head. */
-static void
+void
 find_cuts(const Lower *l, int v, int base, Cuts *flat, Cuts *heads)
 {
 	const Val *x = &l->g->v[v];
@@ -156,7 +154,7 @@ is_used(const char *name, const char *const *used, int n)
 
 /* Drop the lets of a body, from statement `first` on, that only fed what a
  * pad's zero swallowed. */
-static void
+void
 sweep(Lower *l, int first)
 {
 	enum { Max = 1 << 14 };

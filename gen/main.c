@@ -175,8 +175,17 @@ parse(Options *o, const char *verb, int argc, char **argv)
 		snprintf(seed, sizeof seed, "train.seed=%lld", o->seed);
 		add_set(o, seed);
 	}
-	if (o->device && strcmp(o->device, "cpu") != 0 && strcmp(o->device, "auto") != 0)
-		die("--device %s: this build runs on cpu (auto picks it)", o->device);
+}
+
+/* what is emitted for the device asked for */
+static int
+target(const Options *o)
+{
+	const char *d = o->device ? o->device : "auto";
+
+	if (strcmp(d, "cuda") == 0 || strcmp(d, "simt") == 0)
+		return TO_CUDA;
+	return TO_CPU;
 }
 
 /* spec to model; errors are printed and end the process with 1 */
@@ -237,7 +246,7 @@ verb_check(Arena *a, const Options *o)
 		if (o->list_params)
 			show_params(m, stdout);
 		else
-			show_model(generate(a, m, 0, TO_CPU, o->dump ? o->dump : ""), o->json,
+			show_model(generate(a, m, 0, target(o), o->dump ? o->dump : ""), o->json,
 			           stdout);
 	}
 	return EX_OK;
@@ -248,7 +257,7 @@ verb_emit(Arena *a, const Options *o)
 {
 	const Model *m = model_of(a, o, one_arg(o, "emit"));
 	const char *dir = out_dir(a, o, m);
-	Bundle *b = generate(a, m, 0, TO_CPU, o->dump ? o->dump : "");
+	Bundle *b = generate(a, m, 0, target(o), o->dump ? o->dump : "");
 
 	bundle_write(b, dir);
 	if (!o->quiet)
@@ -264,7 +273,7 @@ verb_plan(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, one_arg(o, "plan"));
 	Buf b = {0};
 
-	report(generate(a, m, 0, TO_CPU, o->dump ? o->dump : ""), &b);
+	report(generate(a, m, 0, target(o), o->dump ? o->dump : ""), &b);
 	fputs(b.s, stdout);
 	buf_free(&b);
 	return EX_OK;
@@ -311,7 +320,7 @@ verb_train(Arena *a, const Options *o)
 	const char *file = one_arg(o, "train"), *slash = strrchr(file, '/');
 	const Model *m = model_of(a, o, file);
 	const char *dir = o->kernels ? o->kernels : out_dir(a, o, m);
-	const Bundle *b = generate(a, m, 0, TO_CPU, o->dump ? o->dump : "");
+	const Bundle *b = generate(a, m, 0, target(o), o->dump ? o->dump : "");
 	TrainOpts t;
 
 	if (o->kernels)
@@ -333,7 +342,7 @@ verb_bench(Arena *a, const Options *o)
 
 	if (o->n == 0 || o->json)
 		die("bench: at least one step, and a table is all it prints");
-	bundle_write(generate(a, m, 0, TO_CPU, ""), dir);
+	bundle_write(generate(a, m, 0, target(o), ""), dir);
 	return bench(dir, o->n >= 0 ? o->n : 5, (int)o->threads);
 }
 

@@ -52,7 +52,8 @@ head(const Bundle *b, Buf *o)
 	bool docs = s->packing == PACK_DOCUMENTS;
 	int i;
 
-	buf_printf(o, "hcgen-manifest 1\nname %s\nspec %s\ntarget cpu\n", s->name, m->hash);
+	buf_printf(o, "hcgen-manifest 1\nname %s\nspec %s\ntarget %s\n", s->name, m->hash,
+	           b->target == TO_CUDA ? "cuda" : "cpu");
 	buf_printf(o, "model layers %d lanes %d width %d vocab %d padded %d\n", m->L, m->n,
 	           m->C, m->V, m->Vp);
 	buf_printf(o, "batch tokens %ld seq %d micro %d bos %d mask %d\n",
@@ -154,8 +155,12 @@ tables_inputs(const Bundle *b, Buf *o)
 			           b->input[INPUT_HASH_ORDER + j], m->spec->source[j].rows);
 	for (i = 0; i < b->ntext; i++) {
 		sha256_hex(b->text[i].file, strlen(b->text[i].file), hash);
-		buf_printf(o, "kernel %s kernels/%s.c %s\n", b->text[i].name,
-		           b->text[i].name, hash);
+		buf_printf(o, "kernel %s kernels/%s%s %s", b->text[i].name,
+		           b->text[i].name, text_suffix(b), hash);
+		if (b->target == TO_CUDA)
+			buf_printf(o, " threads %d smem %zu", b->text[i].threads,
+			           b->text[i].smem);
+		buf_puts(o, "\n");
 	}
 }
 

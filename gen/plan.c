@@ -38,11 +38,14 @@ plan_update(Arena *a, const Model *m, int target)
 	push(p, s, opd_arena(A_GRADS, 0, F32, n));
 	push(p, s, opd_int(n));
 	s->nbytes = 4. * (double)n;
+	step_launch(p, s, RowBlocks, p->parts, 1);
 	s = step_new(p, STEP_TEMPLATE, "clip", "gradient norm");
-	s->items = 1;
 	push(p, s, opd_arena(A_SCHED, 0, F32, 1));
 	push(p, s, opd_buf(part, F64, 1));
 	push(p, s, opd_float(m->spec->clip));
+	if (target == TO_CUDA)
+		push(p, s, opd_int(p->parts));
+	step_launch(p, s, 1, 1, 1);
 	for (i = 0; i < m->nparam; i++) {
 		w = &m->param[i];
 		s = step_new(p, STEP_TEMPLATE, "adamw", w->name);
@@ -63,11 +66,35 @@ plan_update(Arena *a, const Model *m, int target)
 		push(p, s, opd_arena(A_SCHED, 0, F32, 1));
 		s->acc = w->woff >= 0;          /* which text: with bf16 copy or not */
 		s->nbytes = (double)w->n * (28. + 2. * (w->woff >= 0));
+		step_launch(p, s, RowBlocks, w->n, 1);
 	}
 	p->buf[part].first = 0;
 	p->buf[part].last = 1;
 	model_times(p);
 	return p;
+}
+
+/* what a device can launch; row kernels get their threads in lower.c */
+static void
+verify_launches(const Plan *p)
+{
+	const Step *s;
+	int i;
+
+	for (i = 0; i < p->nstep; i++) {
+		s = &p->step[i];
+		if (s->kind == STEP_GEMM)
+			continue;
+		if (s->items < 1 || s->items >= 1L << 31)
+			bug("plan: step %d (%s) has %ld blocks", i, s->site, s->items);
+		if (p->target == TO_CPU || s->kind != STEP_TEMPLATE)
+			continue;
+		if (s->threads < 32 || s->threads > 1024 || s->threads % 32)
+			bug("plan: step %d (%s) has %d threads", i, s->site, s->threads);
+		if (s->smem > 227 * 1024)
+			bug("plan: step %d (%s) takes %zu bytes of shared memory", i, s->site,
+			    s->smem);
+	}
 }
 
 void
@@ -77,6 +104,7 @@ plan_verify(const Plan *p)
 	bool *made;
 	int i, j, v;
 
+	verify_launches(p);
 	if (!p->g)
 		return;
 	made = NEWN(p->mem, bool, p->nbuf);

@@ -6,6 +6,10 @@
 
 #include <string.h>
 
+/* templates/cuda: tokens of a chunk of scatter, columns of a block of
+ * scatter_finish by whether they come in fours, rows that ce can hold */
+enum { ScatterChunk = 64, HeldNbytes = 56320 * 4, SmemNbytes = 227 * 1024 };
+
 /* buffers and operands */
 
 Opd
@@ -103,6 +107,54 @@ opd_grad(const Graph *g, int param)
 }
 
 /* steps */
+
+/* How templates are launched on cuda; each states the same in its header.
+ * threads: of a block; with vec, as many as its row has of vec elements, in
+ * whole warps, at most `threads`.  per: rows, elements or columns that a block
+ * takes at a time; with most, no more than CudaParts blocks, which then go on. */
+static const struct { const char *name; int threads, vec; long per; bool most; } launches[] = {
+	{ "gather",           256, 8, 1, false },
+	{ "scatter",          256, 8, ScatterChunk, false },
+	{ "scatter_finish",   256, 0, 1, false },
+	{ "ce",              1024, 8, 1, true },
+	{ "softcap",          256, 0, 4096, true },
+	{ "loss_sum",        1024, 0, 0, false },
+	{ "finish",          1024, 0, 32, false },
+	{ "sqsum",            256, 0, 1, true },
+	{ "clip",             256, 0, 0, false },
+	{ "adamw",            256, 0, 1024, true },
+	{ "attn_fwd",         128, 0, 1, false },
+	{ "attn_fwd_f32",     128, 0, 1, false },
+	{ "attn_bwd_dq",      128, 0, 1, false },
+	{ "attn_bwd_dq_f32",  128, 0, 1, false },
+	{ "attn_bwd_dkv",     128, 0, 1, false },
+	{ "attn_bwd_dkv_f32", 128, 0, 1, false },
+};
+
+/* The launch of a template step.  cpu: items calls.  cuda: n is what there is
+ * of what the table counts, width the elements of a row. */
+void
+step_launch(const Plan *p, Step *s, long items, long n, long width)
+{
+	size_t i;
+	long k;
+
+	s->items = items;
+	if (p->target == TO_CPU)
+		return;
+	for (i = 0; i < sizeof launches / sizeof *launches; i++)
+		if (strcmp(launches[i].name, s->name) == 0)
+			break;
+	if (i == sizeof launches / sizeof *launches)
+		bug("plan: nothing says how %s is launched", s->name);
+	s->threads = launches[i].threads;
+	if (launches[i].vec) {
+		k = ((width + launches[i].vec - 1) / launches[i].vec + 31) / 32 * 32;
+		s->threads = k < s->threads ? (int)k : s->threads;
+	}
+	k = launches[i].per ? (n + launches[i].per - 1) / launches[i].per : 1;
+	s->items = launches[i].most && k > CudaParts ? CudaParts : k;
+}
 
 Step *
 step_new(Plan *p, StepKind kind, const char *name, const char *site)
@@ -227,6 +279,56 @@ hash_input(const Model *m, int rows)
 	bug("fuse: no bigram source has %d rows", rows);
 }
 
+/* cuda: what scatter leaves of runs that cross chunks is added in its step */
+static void
+scatter_finish(Fuse *f, int i, const Opd *o, int rows)
+{
+	const Val *v = &f->g->v[i];
+	Plan *p = f->p;
+	long chunks = (p->T + ScatterChunk - 1) / ScatterChunk, C = v->width;
+	long slab = C % 4 ? 64 : 256;
+	Step *s = template_step(f, i, "scatter_finish", site_name(p, v, arena_printf(p->mem,
+	                        "%s runs", f->g->model->param[v->attr[2]].name)));
+	int k;
+
+	push(p, s, o[0]);
+	push(p, s, o[2]);
+	push(p, s, o[3]);
+	push(p, s, opd_int(rows));
+	for (k = 5; k < 7; k++)
+		push(p, s, o[k]);
+	/* one run per chunk that goes on into the next */
+	s->nbytes = (double)chunks * (double)C * 16;
+	step_launch(p, s, 0, chunks * ((C + slab - 1) / slab), C);
+}
+
+static void
+heavy_scatter(Fuse *f, int i, int order, int index)
+{
+	const Val *v = &f->g->v[i];
+	Plan *p = f->p;
+	int param = v->attr[2];
+	long chunks = (p->T + ScatterChunk - 1) / ScatterChunk;
+	Step *s = template_step(f, i, "scatter",
+	                        site_name(p, v, f->g->model->param[param].name));
+	Opd o = opd_input(order);
+
+	push(p, s, opd_grad(f->g, param));
+	push(p, s, opd_val(f, v->arg[0]));
+	push(p, s, o);
+	o.off = (size_t)p->T * 4;
+	push(p, s, o);
+	push(p, s, opd_int(v->attr[1]));
+	s->nbytes = (double)p->T * v->width * (8 + dt_size(p->dt[v->arg[0]]));
+	step_launch(p, s, RowBlocks, p->T, v->width);
+	if (p->target == TO_CPU)
+		return;
+	push(p, s, opd_input(index));
+	push(p, s, opd_buf(buffer_new(p, "runs", -1, F32, chunks * 2, v->width), F32, v->width));
+	s->nbytes += (double)chunks * v->width * 8;
+	scatter_finish(f, i, s->opd, v->attr[1]);
+}
+
 static void
 heavy_gather(Fuse *f, int i)
 {
@@ -236,7 +338,6 @@ heavy_gather(Fuse *f, int i)
 	int src = hash ? hash_input(g->model, v->attr[1]) : 0, param;
 	Plan *p = f->p;
 	Step *s;
-	Opd o;
 
 	if (v->op == OP_GATHER) {
 		param = g->v[v->arg[0]].attr[0];
@@ -247,18 +348,11 @@ heavy_gather(Fuse *f, int i)
 		push(p, s, opd_input(hash ? INPUT_HASH + src : INPUT_TOKENS));
 		push(p, s, opd_int(p->T));
 		s->nbytes = (double)p->T * v->width * (4 + dt_size(p->dt[i]));
+		step_launch(p, s, RowBlocks, p->T, v->width);
 		return;
 	}
-	param = v->attr[2];
-	s = template_step(f, i, "scatter", site_name(p, v, g->model->param[param].name));
-	push(p, s, opd_grad(g, param));
-	push(p, s, opd_val(f, v->arg[0]));
-	o = opd_input(hash ? INPUT_HASH_ORDER + src : INPUT_ORDER);
-	push(p, s, o);
-	o.off = (size_t)p->T * 4;
-	push(p, s, o);
-	push(p, s, opd_int(v->attr[1]));
-	s->nbytes = (double)p->T * v->width * (8 + dt_size(p->dt[v->arg[0]]));
+	heavy_scatter(f, i, hash ? INPUT_HASH_ORDER + src : INPUT_ORDER,
+	              hash ? INPUT_HASH + src : INPUT_TOKENS);
 }
 
 static int
@@ -297,81 +391,188 @@ attn_pairs(const Model *m, long T, long window)
 	return (double)T / seq * (w * (w + 1) / 2 + (seq - w) * w);
 }
 
-static void
-heavy_attn(Fuse *f, int i)
+/* do the matrix instructions serve?  Else the templates in plain f32. */
+static bool
+attn_mma(const Fuse *f)
 {
-	const Graph *g = f->g;
-	const Model *m = g->model;
-	const Val *v = &g->v[i];
-	Plan *p = f->p;
-	Step *s = template_step(f, i, "attn_fwd", site_name(p, v, "core"));
-	int HD = m->H * m->D, j;
-	Opd o;
+	int D = f->g->model->D;
 
-	push(p, s, opd_out(f, i, 0, "o", f->gemm_in, HD));
-	push(p, s, opd_out(f, i, 1, "lse", F32, m->H));
-	for (j = 0; j < 3; j++) {
-		o = opd_val(f, v->arg[j]);
-		push(p, s, o);
-	}
+	return f->gemm_out == BF16 && D >= 16 && D <= 128;
+}
+
+/* Blocks of a sequence, heads, rows; shared memory that grows with the head:
+ * nbytes a row of D elements and a pad against bank conflicts. */
+static void
+attn_launch(Fuse *f, Step *s, long items, int heads, int rows, int nbytes)
+{
+	const Model *m = f->g->model;
+	Plan *p = f->p;
+	long blocks = (m->seq + rows - 1) / rows;
+
+	step_launch(p, s, items, p->T / m->seq * heads * blocks, m->D);
+	if (p->target == TO_CUDA)
+		s->smem = (size_t)nbytes * (size_t)(attn_mma(f) ? (m->D + 15) / 16 * 16 + 8 : m->D + 4);
+}
+
+/* q, k, v and their strides */
+static void
+attn_operands(Fuse *f, Step *s, const Val *v)
+{
+	Plan *p = f->p;
+	int at = s->nopd, j;
+
 	for (j = 0; j < 3; j++)
-		push(p, s, opd_int(s->opd[2 + j].ld));
+		push(p, s, opd_val(f, v->arg[j]));
+	for (j = 0; j < 3; j++)
+		push(p, s, opd_int(s->opd[at + j].ld));
+}
+
+/* which keys, how many rows */
+static void
+attn_rows(Fuse *f, Step *s, const Val *v)
+{
+	Plan *p = f->p;
+
 	push(p, s, opd_input(INPUT_DOCSTART));
 	push(p, s, opd_int(v->attr[0]));
 	push(p, s, opd_float(v->num));
-	push(p, s, opd_int(m->seq));
+	push(p, s, opd_int(f->g->model->seq));
 	push(p, s, opd_int(p->T));
-	s->items = p->T / m->seq * m->H * ((m->seq + 127) / 128);
+}
+
+static void
+heavy_attn(Fuse *f, int i)
+{
+	const Model *m = f->g->model;
+	const Val *v = &f->g->v[i];
+	Plan *p = f->p;
+	bool f32 = p->target == TO_CUDA && !attn_mma(f);
+	Step *s = template_step(f, i, f32 ? "attn_fwd_f32" : "attn_fwd", site_name(p, v, "core"));
+	int HD = m->H * m->D;
+
+	push(p, s, opd_out(f, i, 0, "o", f->gemm_in, HD));
+	push(p, s, opd_out(f, i, 1, "lse", F32, m->H));
+	attn_operands(f, s, v);
+	attn_rows(f, s, v);
+	attn_launch(f, s, p->T / m->seq * m->H * ((m->seq + 127) / 128), m->H,
+	            f32 ? 32 : 128, f32 ? 384 : 768);
 	s->flops = 4. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
 	s->nbytes = (double)p->T * (2. * HD + 2. * m->K * m->D) * dt_size(f->gemm_out);
 }
 
-static void
-heavy_attn_bwd(Fuse *f, int i)
+static const char *const attn_grad[] = { "dq", "dk", "dv" };
+
+static Opd
+opd_attn_grad(Fuse *f, int i, int which)
 {
-	static const char *const names[] = { "dq", "dk", "dv" };
 	const Graph *g = f->g;
-	const Model *m = g->model;
-	const Val *v = &g->v[i];
+
+	return opd_out(f, i, which, attn_grad[which], f->gemm_out,
+	               g->v[g->v[i].arg[which]].width);
+}
+
+static void
+heavy_attn_bwd_cpu(Fuse *f, int i)
+{
+	const Model *m = f->g->model;
+	const Val *v = &f->g->v[i];
 	Plan *p = f->p;
 	Step *s = template_step(f, i, "attn_bwd", site_name(p, v, "core"));
 	int j, HD = m->H * m->D;
 
 	for (j = 0; j < 3; j++)
-		push(p, s, opd_out(f, i, j, names[j], f->gemm_out,
-		                   g->v[v->arg[j]].width));
+		push(p, s, opd_attn_grad(f, i, j));
 	for (j = 0; j < 3; j++)
 		push(p, s, opd_int(s->opd[j].ld));
-	for (j = 0; j < 3; j++)
-		push(p, s, opd_val(f, v->arg[j]));
-	for (j = 0; j < 3; j++)
-		push(p, s, opd_int(s->opd[6 + j].ld));
+	attn_operands(f, s, v);
 	push(p, s, opd_val(f, v->arg[3]));
 	push(p, s, opd_val(f, v->arg[5]));
 	push(p, s, opd_val(f, v->arg[4]));
-	push(p, s, opd_input(INPUT_DOCSTART));
-	push(p, s, opd_int(v->attr[0]));
-	push(p, s, opd_float(v->num));
-	push(p, s, opd_int(m->seq));
-	push(p, s, opd_int(p->T));
+	attn_rows(f, s, v);
 	push(p, s, opd_buf(buffer_new(p, "attn_bwd workspace", -1, F32, p->T, HD), F32, HD));
 	push(p, s, opd_buf(buffer_new(p, "delta", -1, F32, p->T, m->H), F32, m->H));
-	s->items = p->T / m->seq * m->K;
+	step_launch(p, s, p->T / m->seq * m->K, 0, 0);
 	s->flops = 10. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
 	s->nbytes = (double)p->T * (4. * HD + 4. * m->K * m->D) * dt_size(f->gemm_out);
 }
 
+/* dq first, which leaves delta, then dk and dv: both form the scores again */
+static void
+heavy_attn_bwd_cuda(Fuse *f, int i)
+{
+	const Model *m = f->g->model;
+	const Val *v = &f->g->v[i];
+	Plan *p = f->p;
+	bool f32 = !attn_mma(f);
+	double HD = m->H * m->D, KD = m->K * m->D, size = dt_size(f->gemm_out);
+	double pairs = attn_pairs(m, p->T, v->attr[0]) * m->D * m->H;
+	Opd delta = opd_buf(buffer_new(p, "delta", -1, F32, p->T, m->H), F32, m->H);
+	Step *s = template_step(f, i, f32 ? "attn_bwd_dq_f32" : "attn_bwd_dq",
+	                        site_name(p, v, "core dq"));
+
+	push(p, s, opd_attn_grad(f, i, 0));
+	push(p, s, delta);
+	push(p, s, opd_int(s->opd[0].ld));
+	attn_operands(f, s, v);
+	push(p, s, opd_val(f, v->arg[3]));
+	push(p, s, opd_val(f, v->arg[5]));
+	push(p, s, opd_val(f, v->arg[4]));
+	attn_rows(f, s, v);
+	attn_launch(f, s, 0, m->H, f32 ? 32 : 128, f32 ? 512 : 768);
+	s->flops = 6 * pairs;
+	s->nbytes = (double)p->T * ((3 * HD + 2 * KD) * size + HD * dt_size(f->gemm_in) + 8. * m->H);
+
+	s = template_step(f, i, f32 ? "attn_bwd_dkv_f32" : "attn_bwd_dkv",
+	                  site_name(p, v, "core dk dv"));
+	push(p, s, opd_attn_grad(f, i, 1));
+	push(p, s, opd_attn_grad(f, i, 2));
+	push(p, s, opd_int(s->opd[0].ld));
+	push(p, s, opd_int(s->opd[1].ld));
+	attn_operands(f, s, v);
+	push(p, s, opd_val(f, v->arg[5]));
+	push(p, s, opd_val(f, v->arg[4]));
+	push(p, s, delta);
+	attn_rows(f, s, v);
+	attn_launch(f, s, 0, m->K, f32 ? 32 : m->D <= 64 ? 128 : 64, f32 ? 512 : 768);
+	s->flops = 8 * pairs;
+	s->nbytes = (double)p->T * ((2 * HD + 4 * KD) * size + 8. * m->H);
+}
+
 static long
-head_chunk(const Model *m, long T)
+head_chunk(const Model *m, long T, int target)
 {
 	long n = m->spec->head_chunk;
 
-	if (!n) {               /* 16 MiB of fp32 logits, at least 256 rows */
+	if (!n && target == TO_CPU) {   /* 16 MiB of fp32 logits, at least 256 rows */
 		n = (1L << 22) / m->Vp / 64 * 64;
 		if (n < 256)
 			n = 256;
+	} else if (!n) {
+		/* 1 GiB of them, in equal chunks of whole GEMM tiles: each chunk
+		 * reads and writes the head's whole gradient once */
+		n = (1L << 28) / m->Vp;
+		n = (T + n - 1) / n;
+		n = ((T + n - 1) / n + 127) / 128 * 128;
 	}
 	return n < T ? n : T;
+}
+
+/* A block of ce holds a row in shared memory, where it fits, and takes further
+ * rows: as many blocks as can be on 132 multiprocessors at once. */
+static void
+ce_launch(const Plan *p, Step *s, long n)
+{
+	size_t row = (size_t)p->model->Vp * 4, fit;
+
+	step_launch(p, s, RowBlocks, n, p->model->Vp);
+	if (p->target == TO_CPU)
+		return;
+	s->smem = row <= HeldNbytes ? row : 0;
+	fit = SmemNbytes / (s->smem + 2048);
+	if (fit > 2048 / (size_t)s->threads)
+		fit = 2048 / (size_t)s->threads;
+	if (fit < 8 && s->items > (long)fit * (CudaParts / 8))
+		s->items = (long)fit * (CudaParts / 8);
 }
 
 static Opd
@@ -389,7 +590,7 @@ heavy_head(Fuse *f, int i)
 	const Val *v = &g->v[i];
 	Plan *p = f->p;
 	bool train = g->mode == GRAPH_TRAIN;
-	long T = p->T, chunk = head_chunk(m, T), r, n;
+	long T = p->T, chunk = head_chunk(m, T, p->target), r, n;
 	int dw = train ? out_value(g, i, 2) : -1;
 	Opd y = opd_val(f, v->arg[0]), w = opd_weight(f, v->arg[1]), dx, dl, o;
 	Opd logits = opd_buf(buffer_new(p, "logits", -1, F32, chunk, m->Vp), F32, m->Vp);
@@ -417,6 +618,7 @@ heavy_head(Fuse *f, int i)
 		push(p, s, opd_int(n));
 		push(p, s, opd_int(train));
 		s->nbytes = (double)n * m->Vp * (4. + train * dt_size(f->gemm_in));
+		ce_launch(p, s, n);
 		if (!train)
 			continue;
 		gemm_step(f, i, "head dx bwd", dl, false, w, false, rows_from(dx, r),
@@ -430,8 +632,8 @@ heavy_head(Fuse *f, int i)
 	push(p, s, opd_arena(A_RESULT, 0, F64, 1));
 	push(p, s, loss);
 	push(p, s, opd_int(T));
-	s->items = 1;
 	s->nbytes = (double)T * 4;
+	step_launch(p, s, 1, 1, 1);
 }
 
 static void
@@ -449,6 +651,7 @@ heavy_logits(Fuse *f, int i)
 	push(p, s, p->logits);
 	push(p, s, opd_int(p->T));
 	s->nbytes = (double)p->T * m->Vp * 8;
+	step_launch(p, s, RowBlocks, p->T * m->Vp, m->Vp);
 }
 
 void
@@ -468,7 +671,10 @@ heavy_step(Fuse *f, int i)
 		heavy_attn(f, i);
 		break;
 	case OP_ATTN_BWD:
-		heavy_attn_bwd(f, i);
+		if (f->p->target == TO_CPU)
+			heavy_attn_bwd_cpu(f, i);
+		else
+			heavy_attn_bwd_cuda(f, i);
 		break;
 	case OP_HEAD:
 		heavy_head(f, i);

@@ -53,11 +53,20 @@ fill(const char *tmpl, const char *text, const Hole *h, int n, Buf *b)
 			bug("emit: template %s: hole %s is not there", tmpl, h[i].hole);
 }
 
-typedef struct { Arena *a; const Model *m; Hole h[16]; int n; Buf name; } Fill;
+typedef struct { Arena *a; const Model *m; const char *text; Hole h[16]; int n; Buf name; } Fill;
+
+/* a template that does without a hole is the same text for all its values */
+static bool
+has_hole(const Fill *f, const char *hole)
+{
+	return strstr(f->text, arena_printf(f->a, "@%s@", hole)) != NULL;
+}
 
 static void
 hole_int(Fill *f, const char *hole, int x)
 {
+	if (!has_hole(f, hole))
+		return;
 	f->h[f->n++] = (Hole){ hole, arena_printf(f->a, "%d", x) };
 	buf_printf(&f->name, "_%s%d", hole, x);
 }
@@ -65,6 +74,8 @@ hole_int(Fill *f, const char *hole, int x)
 static void
 hole_dt(Fill *f, const char *hole, Dt dt)
 {
+	if (!has_hole(f, hole))
+		return;
 	f->h[f->n++] = (Hole){ hole, dt_name(dt) };
 	buf_printf(&f->name, "_%s", dt_name(dt));
 }
@@ -74,6 +85,8 @@ hole_float(Fill *f, const char *hole, double x)
 {
 	Buf b = {0};
 
+	if (!has_hole(f, hole))
+		return;
 	float_text(&b, x);
 	f->h[f->n++] = (Hole){ hole, arena_strdup(f->a, b.s) };
 	buf_free(&b);
@@ -85,11 +98,34 @@ hole_softcap(Fill *f)
 	const Spec *s = f->m->spec;
 	bool on = s->softcap != CAP_NONE, sig = s->softcap == CAP_SIGMOID;
 
+	if (!has_hole(f, "CAP"))
+		return;
 	f->h[f->n++] = (Hole){ "CAP", !on ? "0" : sig ? "2" : "1" };
 	buf_puts(&f->name, !on ? "" : sig ? "_sigmoid" : "_tanh");
 	hole_float(f, "CAPV", on ? s->cap : 1);
 	hole_float(f, "SHIFT", sig ? s->cap_shift : 0);
 	hole_float(f, "TEMP", sig ? s->cap_temperature : 1);
+}
+
+static void
+attn_holes(Fill *f, const Step *s)
+{
+	static const struct { const char *name; int q, o, g; } operand[] = {
+		{ "attn_fwd", 2, 0, 0 }, { "attn_bwd", 6, 12, 0 }, { "attn_bwd_dq", 3, 9, 0 },
+		{ "attn_bwd_dkv", 4, 0, 0 }, { "attn_fwd_f32", 2, 0, 0 },
+		{ "attn_bwd_dq_f32", 3, 9, 0 }, { "attn_bwd_dkv_f32", 4, 0, 0 },
+	};
+	size_t i;
+
+	for (i = 0; strcmp(operand[i].name, s->name) != 0; i++)
+		if (i + 1 == sizeof operand / sizeof *operand)
+			bug("emit: no operands are known of %s", s->name);
+	hole_int(f, "H", f->m->H);
+	hole_int(f, "K", f->m->K);
+	hole_int(f, "D", f->m->D);
+	hole_dt(f, "DTQ", s->opd[operand[i].q].dt);
+	hole_dt(f, "DTO", s->opd[operand[i].o].dt);
+	hole_dt(f, "DTG", s->opd[operand[i].g].dt);
 }
 
 static void
@@ -104,16 +140,10 @@ template_holes(Fill *f, const Step *s)
 	} else if (strcmp(t, "scatter") == 0) {
 		hole_int(f, "C", (int)s->opd[1].ld);
 		hole_dt(f, "DT", s->opd[1].dt);
-	} else if (strcmp(t, "attn_fwd") == 0 || strcmp(t, "attn_bwd") == 0) {
-		bool bwd = t[5] == 'b';
-
-		hole_int(f, "H", m->H);
-		hole_int(f, "K", m->K);
-		hole_int(f, "D", m->D);
-		hole_dt(f, "DTQ", s->opd[bwd ? 6 : 2].dt);
-		hole_dt(f, "DTO", s->opd[bwd ? 12 : 0].dt);
-		if (bwd)
-			hole_dt(f, "DTG", s->opd[0].dt);
+	} else if (strcmp(t, "scatter_finish") == 0) {
+		hole_int(f, "C", (int)s->opd[5].ld);
+	} else if (strncmp(t, "attn_", 5) == 0) {
+		attn_holes(f, s);
 	} else if (strcmp(t, "ce") == 0) {
 		hole_int(f, "V", m->V);
 		hole_int(f, "VP", m->Vp);
@@ -153,6 +183,23 @@ text_new(Bundle *b, const char *base, const char *body, const char *site, int su
 }
 
 static void
+template_fill(Bundle *b, Fill *f, const Step *s, Buf *body)
+{
+	const char *threads = arena_printf(b->mem, "%d", s->threads);
+
+	f->text = template_text(arena_printf(b->mem, "%s/%s",
+	                        b->target == TO_CUDA ? "cuda" : "cpu", s->name));
+	buf_puts(&f->name, s->name);
+	buf_puts(&f->name, "_");
+	template_holes(f, s);
+	if (f->name.s[f->name.len - 1] == '_')
+		f->name.s[--f->name.len] = 0;
+	if (has_hole(f, "THREADS"))
+		f->h[f->n++] = (Hole){ "THREADS", threads };
+	fill(s->name, f->text, f->h, f->n, body);
+}
+
+static void
 step_text(Bundle *b, const Plan *p, Step *s)
 {
 	Fill f = { .a = b->mem, .m = b->model };
@@ -170,19 +217,16 @@ step_text(Bundle *b, const Plan *p, Step *s)
 		kern_verify(k);
 		if (b->dump_kern)
 			kern_print(k, stdout);
-		emit_kern(k, &body);
+		if (b->target == TO_CUDA)
+			emit_cuda(k, &body);
+		else
+			emit_kern(k, &body);
 		arena_free(a);
 		buf_printf(&f.name, "%s__n%d_C%d_%s", s->name, m->n, m->C,
 		           m->spec->storage == F_BF16 ? "bf16" : "f32");
 		break;
 	case STEP_TEMPLATE:
-		buf_puts(&f.name, s->name);
-		buf_puts(&f.name, "_");
-		template_holes(&f, s);
-		if (f.name.s[f.name.len - 1] == '_')
-			f.name.s[--f.name.len] = 0;
-		fill(s->name, template_text(arena_printf(b->mem, "%s/%s",
-		     b->target == TO_CUDA ? "cuda" : "cpu", s->name)), f.h, f.n, &body);
+		template_fill(b, &f, s, &body);
 		break;
 	case STEP_TAIL:
 		emit_tail(p, s, &body);
@@ -190,6 +234,8 @@ step_text(Bundle *b, const Plan *p, Step *s)
 		break;
 	}
 	s->text = text_new(b, f.name.s, body.s, s->site, s->sub);
+	b->text[s->text].threads = s->threads;
+	b->text[s->text].smem = s->smem;
 	buf_free(&body);
 	buf_free(&f.name);
 }
@@ -268,6 +314,92 @@ prelude_text(const char *body, Buf *b)
 	buf_puts(b, "// end\n\n");
 }
 
+/* A chunk of templates/cuda/prelude_*.cuh: what follows a line
+ * "//% exports: WORD…", pasted into the texts that use one of the words. */
+typedef struct { const char *file, *exports, *text; size_t nexports, n; bool used; } Chunk;
+
+enum { MaxChunks = 64 };
+
+static int
+prelude_chunks(Chunk *c)
+{
+	const char *p, *end;
+	int i, n = 0;
+
+	for (i = 0; i < ntemplates; i++) {
+		if (strncmp(templates[i].name, "cuda/prelude_", 13) != 0)
+			continue;
+		for (p = strstr(templates[i].text, "//%"); p; p = strstr(end, "//%")) {
+			if (n == MaxChunks)
+				bug("emit: more than %d chunks in the preludes", n);
+			c[n].file = templates[i].name;
+			c[n].exports = strstr(p, "exports:") + 8;
+			c[n].nexports = strcspn(c[n].exports, ";\n");
+			c[n].text = strchr(p, '\n') + 1;
+			end = c[n].text;
+			p = strstr(end, "//%");
+			c[n].n = p ? (size_t)(p - end) : strlen(end);
+			n++;
+		}
+	}
+	return n;
+}
+
+static bool
+word_char(int c)
+{
+	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+}
+
+/* does a word of chunk c stand in the text? */
+static bool
+uses_chunk(const Chunk *c, const char *text, size_t n)
+{
+	const char *w = c->exports, *end = w + c->nexports, *p;
+	size_t len;
+	char word[64];
+
+	for (; w < end; w += len) {
+		w += strspn(w, " ");
+		len = strcspn(w, " ;\n");
+		if (len == 0 || len >= sizeof word || w >= end)
+			break;
+		memcpy(word, w, len);
+		word[len] = 0;
+		for (p = text; (p = strstr(p, word)) && p < text + n; p += len)
+			if ((p == text || !word_char(p[-1])) && !word_char(p[len]))
+				return true;
+	}
+	return false;
+}
+
+/* the chunks that a text needs, and those that they need */
+static void
+prelude_cuda(const char *body, Buf *b)
+{
+	Chunk c[MaxChunks] = { 0 };
+	int n = prelude_chunks(c), i, j;
+	const char *file = "";
+	bool more = true;
+
+	for (i = 0; i < n; i++)
+		c[i].used = uses_chunk(&c[i], body, strlen(body));
+	while (more)
+		for (more = false, i = 0; i < n; i++)
+			for (j = 0; j < n && !c[i].used; j++)
+				if (c[j].used && uses_chunk(&c[i], c[j].text, c[j].n))
+					more = c[i].used = true;
+	for (i = 0; i < n; i++) {
+		if (!c[i].used)
+			continue;
+		if (strcmp(file, c[i].file) != 0)
+			buf_printf(b, "// from templates/%s.cuh\n", c[i].file);
+		file = c[i].file;
+		buf_write(b, c[i].text, c[i].n);
+	}
+	buf_puts(b, "// end\n\n");
+}
+
 static void
 sites_text(const Text *t, Buf *b)
 {
@@ -295,11 +427,17 @@ file_text(Bundle *b, Text *t, bool row)
 
 	buf_printf(&f, "// %s\n// emitted by hcgen, format 1\n", t->name);
 	sites_text(t, &f);
-	if (row) {
-		q = strstr(t->body, "\n\n");
-		buf_write(&f, t->body, (size_t)(q + 2 - t->body));
-		prelude_text(t->body, &f);
-		p = q + 2;
+	if (row || b->target == TO_CUDA) {
+		/* the comment that a text begins with stays at the top */
+		for (p = t->body; *p == '/'; p = strchr(p, '\n') + 1)
+			;
+		buf_write(&f, t->body, (size_t)(p - t->body));
+		buf_puts(&f, "\n");
+		p += *p == '\n';
+		if (b->target == TO_CUDA)
+			prelude_cuda(p, &f);
+		else
+			prelude_text(t->body, &f);
 	} else {
 		buf_puts(&f, "\n// from templates/cpu/prelude.c\n");
 		buf_puts(&f, template_text("cpu/prelude"));

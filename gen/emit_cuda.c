@@ -31,16 +31,6 @@ thread_of(const Map *m)
 /* the header */
 
 static void
-megabytes(double bytes, char s[32])
-{
-	if (bytes >= 1e8)
-		snprintf(s, 32, "%.0f MB", bytes * 1e-6);
-	else
-		snprintf(s, 32, "%.3g %s", bytes >= 1e6 ? bytes * 1e-6 : bytes * 1e-3,
-		         bytes >= 1e6 ? "MB" : "kB");
-}
-
-static void
 sums_text(const Kern *k, Buf *b)
 {
 	const Map *m = &k->map;
@@ -82,19 +72,17 @@ static void
 header_text(const Kern *k, Buf *b)
 {
 	const Target *t = target_of(k->plan->model);
-	double bytes = k->row_read + k->row_write, all = bytes * (double)k->plan->T;
-	char mb[32];
+	double bytes = k->row_read + k->row_write;
 	int i;
 
 	for (i = 0; i < k->nformula; i++)
 		buf_printf(b, "// %-9s %s\n", i ? "" : "computes", k->formula[i]);
 	sums_text(k, b);
 	maps_text(k, b);
-	megabytes(all, mb);
-	buf_printf(b, "// moves     per row  read %.0f B  write %.0f B  = %.0f B      all %ld rows: %s\n",
-	           k->row_read, k->row_write, bytes, k->plan->T, mb);
-	buf_printf(b, "// flops     per row  %.0f = %.1f per byte      floor %.3g us at %g GB/s (%s)\n",
-	           k->row_flops, k->row_flops / (bytes > 0 ? bytes : 1), all / t->gbs * 1e-3,
+	buf_printf(b, "// moves     per row  read %.0f B  write %.0f B  = %.0f B\n", k->row_read,
+	           k->row_write, bytes);
+	buf_printf(b, "// flops     per row  %.0f = %.1f per byte      floor %.3g ns per row at %g GB/s"
+	           " (%s)\n", k->row_flops, k->row_flops / (bytes > 0 ? bytes : 1), bytes / t->gbs,
 	           t->gbs, t->name);
 }
 
@@ -244,12 +232,26 @@ load_text(Print *p, const VecLoad *v)
 	int vw = v->at == V_FLAT ? v->vw : v->at == V_HALF ? 2 * v->vw : v->at == V_HEAD ?
 	         v->vw : m->vwh, slab = m->threads * vw;
 	bool scalar = v->at == V_ROWVAL, bf16 = k->par[v->par].dt == BF16;
+	const struct Use *u;
 	Buf g = {0};
 
-	guard_text(k, vw, v->lo, v->hi < slab ? v->hi : 0, v->dlo,
-	           m->D && v->dhi < m->D ? v->dhi : 0, &g);
 	if (v->row)
-		buf_printf(&g, "%s%s >= 0", g.len ? " && " : "", v->row);
+		buf_printf(&g, "%s >= 0", v->row);
+	if (v->row && v->nuse > 1)
+		buf_puts(&g, " && (");
+	for (u = v->use; u < v->use + v->nuse; u++) {
+		Buf one = {0};
+
+		guard_text(k, vw, u->lo, u->hi < slab ? u->hi : 0, u->dlo,
+		           m->D && u->dhi < m->D ? u->dhi : 0, &one);
+		if (one.len && g.len)
+			buf_puts(&g, u > v->use ? " || " : " && ");
+		if (one.len)
+			buf_printf(&g, v->nuse > 1 ? "(%s)" : "%s", one.s);
+		buf_free(&one);
+	}
+	if (v->row && v->nuse > 1)
+		buf_puts(&g, ")");
 	indent(p->depth, p->b);
 	buf_printf(p->b, "const %s %s = ", scalar ? "float" : vec_type(k, v->par, v->vw), v->name);
 	if (g.len)
@@ -379,11 +381,13 @@ if_text(Print *p, const Stmt *s)
 		p->depth++;
 		return;
 	}
-	buf_puts(p->b, s->n ? "else if (" : "if (");
-	guard_text(p->k, s->vw, s->lo, s->hi, s->shift[0], s->shift[1], p->b);
-	if (!s->lo && !s->hi && !s->shift[0] && !s->shift[1])
-		buf_puts(p->b, "true");
-	buf_puts(p->b, ") {\n");
+	if (!s->lo && !s->hi && !s->shift[0] && !s->shift[1]) {
+		buf_puts(p->b, "{\n");
+	} else {
+		buf_puts(p->b, s->n ? "else if (" : "if (");
+		guard_text(p->k, s->vw, s->lo, s->hi, s->shift[0], s->shift[1], p->b);
+		buf_puts(p->b, ") {\n");
+	}
 	p->depth++;
 }
 

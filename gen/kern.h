@@ -82,6 +82,8 @@ typedef struct {
 	int vw;                 /* cuda: channels of a vector */
 } Stmt;
 
+enum { MaxUse = 16 };
+
 /* cuda: a vector in registers, loaded once and used wherever the same thread
  * needs the same channels */
 typedef struct {
@@ -89,8 +91,10 @@ typedef struct {
 	int par, off, vw;       /* elements off + vw*thread … */
 	enum { V_FLAT, V_HEAD, V_HALF, V_ROWVAL } at;   /* plus: channel, channel in
 	                         * its head, half of it, head */
-	int lo, hi;             /* channels, from the slab's first, of those that need it */
-	int dlo, dhi;           /* and within a head */
+	/* channels, from the slab's first and within a head, of the threads that
+	 * need it; several where no one rectangle holds just these */
+	int nuse;
+	struct Use { int lo, hi, dlo, dhi; } use[MaxUse];
 	int place;              /* S_LOADS that it stands at */
 } VecLoad;
 

@@ -32,6 +32,8 @@ struct Cuda {
 	Map *m;
 	bool *shared;           /* value: other threads read this rowval (kept between
 	                         * passes: a pass finds out, the next one obeys) */
+	bool *walks;            /* value: computed again somewhere, although it is held,
+	                         * by a thread that does not hold it (kept too) */
 	bool again;
 	int ngroup[MaxPhase + 1];
 	SinkGroup *group[MaxPhase + 1];
@@ -42,7 +44,9 @@ struct Cuda {
 	int vw, k;              /* vector size, slab */
 	int lo, hi;             /* channels of the slab */
 	int dlo, dhi;           /* channels of a head */
-	int place;              /* 0 before the rows, 1 in the row */
+	/* loads of the body being filled: needed once the sweep has left a use */
+	bool defer;
+	int npending, cappending, *pending;
 };
 
 Cuda *
@@ -51,6 +55,7 @@ cuda_new(Arena *a, int nvalues)
 	Cuda *cu = NEW(a, Cuda);
 
 	cu->shared = NEWN(a, bool, nvalues);
+	cu->walks = NEWN(a, bool, nvalues);
 	return cu;
 }
 
@@ -88,11 +93,43 @@ same_load(const VecLoad *x, const VecLoad *y)
 	return x->row && y->row ? strcmp(x->row, y->row) == 0 : x->row == y->row;
 }
 
-static void
-widen(int *lo, int *hi, int lo2, int hi2)
+/* b becomes part of a if both together are one rectangle */
+static bool
+join(struct Use *a, const struct Use *b)
 {
-	*lo = lo2 < *lo ? lo2 : *lo;
-	*hi = hi2 > *hi ? hi2 : *hi;
+	bool inside = a->lo <= b->lo && b->hi <= a->hi && a->dlo <= b->dlo && b->dhi <= a->dhi;
+	bool beside = a->dlo == b->dlo && a->dhi == b->dhi && b->lo <= a->hi && a->lo <= b->hi;
+	bool above = a->lo == b->lo && a->hi == b->hi && b->dlo <= a->dhi && a->dlo <= b->dhi;
+
+	if (!inside && !beside && !above)
+		return false;
+	a->lo = b->lo < a->lo ? b->lo : a->lo;
+	a->hi = b->hi > a->hi ? b->hi : a->hi;
+	a->dlo = b->dlo < a->dlo ? b->dlo : a->dlo;
+	a->dhi = b->dhi > a->dhi ? b->dhi : a->dhi;
+	return true;
+}
+
+/* the threads of the piece at hand need it too */
+static void
+use(Lower *l, VecLoad *v)
+{
+	const Cuda *cu = l->cu;
+	int i, j;
+	bool joined = true;
+
+	if (v->nuse == MaxUse)
+		bug("lower: %s is needed in more than %d places of %s", v->name, MaxUse,
+		    l->k->name);
+	v->use[v->nuse++] = (struct Use){ cu->lo, cu->hi, cu->dlo, cu->dhi };
+	while (joined)
+		for (joined = false, i = 0; i < v->nuse; i++)
+			for (j = 0; j < v->nuse; j++)
+				if (i != j && join(&v->use[i], &v->use[j])) {
+					v->use[j] = v->use[--v->nuse];
+					joined = true;
+					i = j = v->nuse;
+				}
 }
 
 /* the vector, known already or new; for the threads of the piece at hand */
@@ -103,25 +140,57 @@ load_vec(Lower *l, VecLoad want, const char *name)
 	VecLoad *v;
 	int i;
 
-	for (i = 0; i < l->k->nload; i++) {
+	for (i = 0; i < l->k->nload && !same_load(&l->k->load[i], &want); i++)
+		;
+	if (l->cu->defer)
+		*PUSH(l->a, l->cu->pending, l->cu->npending, l->cu->cappending) = i;
+	if (i < l->k->nload) {
 		v = &l->k->load[i];
-		if (!same_load(v, &want))
-			continue;
-		widen(&v->lo, &v->hi, cu->lo, cu->hi);
-		widen(&v->dlo, &v->dhi, cu->dlo, cu->dhi);
+		if (!l->cu->defer)
+			use(l, v);
 		return v->name;
 	}
 	v = PUSH(l->a, l->k->load, l->k->nload, l->k->capload);
 	*v = want;
 	v->name = unique(l, want.at == V_ROWVAL ? name : arena_printf(l->a, "%s_v", name));
-	v->lo = cu->lo;
-	v->hi = cu->hi;
-	v->dlo = cu->dlo;
-	v->dhi = cu->dhi;
+	if (!l->cu->defer)
+		use(l, v);
 	l->k->map.uses_vw[want.at == V_FLAT ? want.vw : cu->vw] = true;
 	l->k->map.uses_d |= want.at == V_HEAD || want.at == V_HALF;
 	l->k->map.uses_head |= want.at == V_ROWVAL;
 	return v->name;
+}
+
+static bool
+names(const Exp *e, const char *name)
+{
+	return e && ((e->name && strcmp(e->name, name) == 0) || names(e->a, name) ||
+	             names(e->b, name));
+}
+
+static bool
+named_from(const Lower *l, int first, const char *name)
+{
+	int i;
+
+	for (i = first; i < l->k->nstmt; i++)
+		if (names(l->k->stmt[i].e, name))
+			return true;
+	return false;
+}
+
+/* the loads that the body from statement `first` on does use */
+static void
+settle(Lower *l, int first)
+{
+	Cuda *cu = l->cu;
+	int i;
+
+	for (i = 0; i < cu->npending; i++)
+		if (named_from(l, first, l->k->load[cu->pending[i]].name))
+			use(l, &l->k->load[cu->pending[i]]);
+	cu->npending = 0;
+	cu->defer = false;
 }
 
 /* element base + loop position of what the thread holds of the vector */
@@ -196,6 +265,17 @@ head_slabs(const Lower *l, int v)
 	return slabs(l, l->g->v[v].width * l->k->map.D, l->k->map.vwh);
 }
 
+/* number per head of the same row that a shift takes */
+Exp *
+cuda_head_of(Lower *l, int par, const char *row, const char *name)
+{
+	Map *m = &l->k->map;
+	VecLoad load = { .par = par, .row = row, .vw = 1, .at = V_ROWVAL, .place = 1 };
+
+	load.off = l->cu->k * m->threads * m->vwh / m->D;
+	return exp_var(l, load_vec(l, load, arena_printf(l->a, "%s_h", name)));
+}
+
 /* the number of the thread's head, group_base heads further */
 Exp *
 cuda_rowval(Lower *l, int v, int group_base)
@@ -230,6 +310,12 @@ held_name(Lower *l, int v, int k)
 	       arena_printf(l->a, "%s_row", l->name[v]);
 }
 
+bool
+cuda_walks(const Lower *l, int v)
+{
+	return l->cu->walks[v];
+}
+
 Exp *
 cuda_held(Lower *l, int v, int base)
 {
@@ -238,8 +324,12 @@ cuda_held(Lower *l, int v, int base)
 	Exp *e;
 
 	if (l->cu->heldvw[v] != l->cu->vw || at % slab || at < 0 ||
-	    at / slab >= l->cu->heldn[v])
+	    at / slab >= l->cu->heldn[v]) {
+		/* then its own cuts are cuts here */
+		l->cu->again |= !l->cu->walks[v];
+		l->cu->walks[v] = true;
 		return NULL;
+	}
 	e = element_of(l, -1, base, held_name(l, v, at / slab));
 	return e;
 }
@@ -426,6 +516,8 @@ choose_threads(Lower *l)
 		G = m->D / m->vwh;
 		unit = unit / gcd(unit, G) * G;
 	}
+	if (unit > 1024)
+		bug("lower: a head of %d channels is wider than a block of %s", m->D, l->k->name);
 	W = Wh ? Wh : W;
 	for (n = 1; ; n++) {
 		m->threads = ((W + 8 * n - 1) / (8 * n) + unit - 1) / unit * unit;
@@ -605,6 +697,7 @@ piece(Lower *l, const SinkGroup *g, int lo, int hi, int dlo, int dhi, bool pairs
 	Cuda *cu = l->cu;
 	int slab = slab_of(l), at = cu->k * slab, first;
 	bool part = lo > 0 || hi < slab, split = g->D && (dlo > 0 || dhi < g->D);
+	bool block = part || split || slabs(l, g->W, g->vw) > 1;
 	Stmt *t;
 
 	cu->lo = lo;
@@ -619,7 +712,7 @@ piece(Lower *l, const SinkGroup *g, int lo, int hi, int dlo, int dhi, bool pairs
 	l->pairs = pairs;
 	l->nmemo = 0;
 	l->mult = (double)(hi - lo) * (split ? (double)(dhi - dlo) / g->D : 1) / (pairs ? 2 : 1);
-	if (part || split) {
+	if (block) {
 		t = stmt(l, S_IF, NULL);
 		t->n = chain;
 		t->lo = lo;
@@ -634,13 +727,15 @@ piece(Lower *l, const SinkGroup *g, int lo, int hi, int dlo, int dhi, bool pairs
 	t = stmt(l, S_ELEMS, NULL);
 	t->n = pairs ? cu->vw / 2 : cu->vw;
 	first = l->k->nstmt;
+	cu->defer = true;
 	elements(l, g, 0);
 	if (pairs)
 		elements(l, g, 1);
 	sweep(l, first);
+	settle(l, first);
 	stmt(l, S_END, NULL);
 	stores(l, g, S_VEC_STORE);
-	if (part || split)
+	if (block)
 		stmt(l, S_END, NULL);
 	l->pairs = false;
 	l->k->map.uses_vw[cu->vw] = true;
@@ -727,8 +822,11 @@ queue_sum(Lower *l, const char *name, bool heads)
 {
 	Map *m = &l->k->map;
 	int G = heads ? m->D / m->vwh : 0;
-	Stmt *t = stmt(l, S_SUM, name);
+	Stmt *t;
 
+	if (G == 1)
+		return;
+	t = stmt(l, S_SUM, name);
 	t->n = G;
 	if (heads && G <= 32 && (G & (G - 1)) == 0)
 		return;
@@ -833,7 +931,7 @@ sum_heads(Lower *l, int v)
 		t->shift[1] = 1;        /* d < 1: the head's first thread */
 		t->vw = l->k->map.vwh;
 		t = stmt(l, S_ADD, l->name[v]);
-		t->e = cuda_rowval(l, a, 0);
+		t->e = rowval(l, a, 0, 1);
 		stmt(l, S_END, NULL);
 	}
 	l->k->map.uses_d = l->k->map.uses_vw[l->k->map.vwh] = true;
@@ -948,10 +1046,6 @@ end_sums(Lower *l, int part)
 		x = &l->g->v[v];
 		if (x->op != OP_SUMR)
 			continue;
-		if (x->kind == K_SCALAR && l->cu->direct[x->arg[0]] == v) {
-			queue_sum(l, l->name[v], false);
-			any = true;
-		}
 		g = x->kind == K_PVEC ? part_group(l, v) : NULL;
 		for (k = 0; g && k < slabs(l, g->W, g->vw); k++) {
 			l->cu->vw = g->vw;
@@ -961,6 +1055,15 @@ end_sums(Lower *l, int part)
 			t->hi = g->W - k * slab_of(l) < slab_of(l) ? g->W - k * slab_of(l) : 0;
 			l->k->map.uses_vw[g->vw] = true;
 		}
+	}
+	/* with one barrier, so one behind the other */
+	for (i = 0; i < l->r->nroot; i++) {
+		v = l->r->root[i];
+		x = &l->g->v[v];
+		if (x->op != OP_SUMR || x->kind != K_SCALAR || l->cu->direct[x->arg[0]] != v)
+			continue;
+		queue_sum(l, l->name[v], false);
+		any = true;
 	}
 	if (any)
 		stmt(l, S_SUMS, NULL);
@@ -1001,26 +1104,16 @@ close_rows(Lower *l, int first)
 		stmt(l, S_BARRIER, NULL);
 }
 
-static bool
-names(const Exp *e, const char *name)
-{
-	return e && ((e->name && strcmp(e->name, name) == 0) || names(e->a, name) ||
-	             names(e->b, name));
-}
-
 /* drop the loads that only fed what a pad's zero swallowed */
 static void
 drop_loads(Lower *l)
 {
 	Kern *k = l->k;
-	int i, j, n = 0;
+	int i, n = 0;
 
-	for (i = 0; i < k->nload; i++) {
-		for (j = 0; j < k->nstmt && !names(k->stmt[j].e, k->load[i].name); j++)
-			;
-		if (j < k->nstmt)
+	for (i = 0; i < k->nload; i++)
+		if (named_from(l, 0, k->load[i].name))
 			k->load[n++] = k->load[i];
-	}
 	k->nload = n;
 }
 

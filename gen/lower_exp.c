@@ -393,6 +393,11 @@ shifted(Lower *l, int i, Idx idx)
 		if (x->attr[1] == EDGE_KEEP && x->op == OP_UNSHIFT)
 			own = cuda_load(l, own->par, idx.base, l->name[i], own->name);
 	}
+	if (l->cu && x->kind == K_ROWVAL && x->width > 1) {
+		e = cuda_head_of(l, e->par, e->name, l->name[i]);
+		if (x->attr[1] == EDGE_KEEP && x->op == OP_UNSHIFT)
+			own = cuda_head_of(l, own->par, own->name, l->name[i]);
+	}
 	if (x->attr[1] != EDGE_KEEP || x->op == OP_SHIFT)
 		return e;
 	/* adjoint of "the first row keeps its own": it gets its own back */

@@ -3,8 +3,12 @@
 
 #include <string.h>
 
-/* loops */
-
+/* v was held by an earlier phase, and is taken from there */
+static bool
+taken(const Lower *l, int v)
+{
+	return l->phase[v] < l->now && l->held[v] && !(l->cu && cuda_walks(l, v));
+}
 
 /* size of the heads that the expression of v is made of, 0 if none */
 int
@@ -15,7 +19,7 @@ head_size(const Lower *l, int v, int width)
 
 	if (x->kind == K_ROWVAL)
 		return x->width > 1 ? width / x->width : 0;
-	if (x->kind != K_VEC || !l->inside[v] || (l->phase[v] < l->now && l->held[v]))
+	if (x->kind != K_VEC || !l->inside[v] || taken(l, v))
 		return 0;
 	if (x->op == OP_ROTATE)
 		return x->attr[0];
@@ -51,7 +55,7 @@ find_cuts(const Lower *l, int v, int base, Cuts *flat, Cuts *heads)
 	const Val *x = &l->g->v[v];
 	int j, w;
 
-	if (x->kind != K_VEC || !l->inside[v] || (l->phase[v] < l->now && l->held[v]))
+	if (x->kind != K_VEC || !l->inside[v] || taken(l, v))
 		return;
 	switch ((int)x->op) {
 	case OP_SLICE:

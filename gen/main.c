@@ -27,6 +27,7 @@ static const char usage[] =
 "                           --schema: the table of keys, without a SPEC)\n"
 "  emit SPEC [-o DIR]       write the trainer: spec.yaml, plan.txt, manifest, kernels/\n"
 "  plan SPEC                steps, bytes, flops, modelled time, memory map\n"
+"  show SPEC [KERNEL]       the kernels; one of them, as CUDA: mathematics, bytes, text, registers\n"
 "  verify SPEC              emitted kernels against the interpreter in double, step by step and as a whole\n"
 "  train SPEC [-o DIR]      emit, compile, train, validate; DIR/run holds metrics and parameters\n"
 "  bench SPEC [-n STEPS]    time per kernel and gemm of a training step\n"
@@ -279,6 +280,32 @@ verb_plan(Arena *a, const Options *o)
 	return EX_OK;
 }
 
+/* the CUDA text unless another device is asked for */
+static int
+verb_show(Arena *a, const Options *o)
+{
+	Options as = *o;
+	const Model *m;
+	const Bundle *b;
+	const Text *t;
+
+	if (o->narg != 1 && o->narg != 2)
+		die("show takes a SPEC and the name of a KERNEL, or a part of it");
+	if (!as.device)
+		as.device = "cuda";
+	m = model_of(a, o, o->arg[0]);
+	b = generate(a, m, 0, target(&as), "");
+	if (o->narg == 1) {
+		show_kernels(b, stdout);
+		return EX_OK;
+	}
+	t = show_find(b, o->arg[1]);
+	if (!t)
+		return EX_ENV;
+	show_kernel(b, t, NULL, stdout);
+	return EX_OK;
+}
+
 static int
 verb_verify(Arena *a, const Options *o)
 {
@@ -367,7 +394,7 @@ static const struct {
 	const char *name;
 	int (*run)(Arena *a, const Options *o);
 } verbs[] = {
-	{ "check", verb_check }, { "emit", verb_emit }, { "plan", verb_plan },
+	{ "check", verb_check }, { "emit", verb_emit }, { "plan", verb_plan }, { "show", verb_show },
 	{ "verify", verb_verify }, { "train", verb_train }, { "sample", verb_sample }, { "bench", verb_bench },
 	{ "doctor", verb_doctor },
 };

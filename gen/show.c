@@ -1,5 +1,7 @@
-/* The screens of `hcgen check`. */
+/* The screens of `hcgen check` and `hcgen show`. */
 #include "verbs.h"
+
+#include <string.h>
 
 void
 show_params(const Model *m, FILE *f)
@@ -76,4 +78,116 @@ show_model(const Bundle *b, bool json, FILE *f)
 	        b->plan[PLAN_UPDATE]->nstep);
 	fprintf(f, "memory      %.1f MiB (activations %.1f)\n",
 	        (double)total_memory(b) / 1048576, (double)b->nbytes[A_ACTS] / 1048576);
+}
+
+/* the kernels of a spec */
+
+typedef struct { int n; double nbytes, flops, us; long items; } Launches;
+
+/* launches of a text in a program, and what they move together */
+static Launches
+launches(const Plan *p, int text)
+{
+	Launches l = { 0 };
+	int i;
+
+	for (i = 0; i < p->nstep; i++) {
+		if (p->step[i].kind == STEP_GEMM || p->step[i].text != text)
+			continue;
+		l.n++;
+		l.nbytes += p->step[i].nbytes;
+		l.flops += p->step[i].flops;
+		l.us += p->step[i].us;
+		l.items = p->step[i].items;
+	}
+	return l;
+}
+
+void
+show_kernels(const Bundle *b, FILE *f)
+{
+	const Plan *p;
+	Launches l;
+	int i, j;
+
+	fprintf(f, "%-56s %-7s %8s %6s %10s %12s %10s\n", "kernel", "program", "launches",
+	        "blocks", "threads", "MB each", "us each");
+	for (i = 0; i < NPlans; i++)
+		for (p = b->plan[i], j = 0; j < b->ntext; j++) {
+			l = launches(p, j);
+			if (!l.n)
+				continue;
+			fprintf(f, "%-56s %-7s %8d %6ld %10d %12.3f %10.2f\n", b->text[j].name,
+			        p->prog, l.n, l.items, b->text[j].threads,
+			        1e-6 * l.nbytes / l.n, l.us / l.n);
+		}
+	fprintf(f, "us: modelled for %s\n", target_of(b->model)->name);
+}
+
+/* NAME, or the one kernel whose name begins with it or has it inside */
+const Text *
+show_find(const Bundle *b, const char *name)
+{
+	const Text *found;
+	int i, how, n;
+
+	for (i = 0; i < b->ntext; i++)
+		if (strcmp(b->text[i].name, name) == 0)
+			return &b->text[i];
+	for (how = 0; how < 2; how++) {
+		for (found = NULL, n = i = 0; i < b->ntext; i++) {
+			const char *at = strstr(b->text[i].name, name);
+
+			if (!at || (how == 0 && at != b->text[i].name))
+				continue;
+			found = &b->text[i];
+			n++;
+		}
+		if (n == 1)
+			return found;
+		if (n > 1)
+			break;
+	}
+	fprintf(stderr, n ? "\"%s\" may be:\n" : "no kernel is named \"%s\"; there are:\n", name);
+	for (i = 0; i < b->ntext; i++)
+		if (!n || strstr(b->text[i].name, name))
+			fprintf(stderr, "  %s\n", b->text[i].name);
+	return NULL;
+}
+
+/* the helpers in one line; what follows them */
+static const char *
+fold_helpers(const char *p, FILE *f)
+{
+	const char *end = strstr(p, "\n// end\n");
+
+	if (!end)
+		return p;
+	fputs("// helpers   left out here: types, vectors, sums, intrinsics (templates/)\n", f);
+	return end + 8;
+}
+
+/* A kernel with its launches.  resources: what the compiler made of it, or NULL. */
+void
+show_kernel(const Bundle *b, const Text *t, const char *resources, FILE *f)
+{
+	const char *p = t->file, *from = strstr(p, "// from templates/");
+	int text = (int)(t - b->text), i;
+	Launches l;
+
+	if (from) {
+		fwrite(p, 1, (size_t)(from - p - 1), f);
+		p = from;
+	}
+	for (i = 0; i < NPlans; i++) {
+		l = launches(b->plan[i], text);
+		if (l.n)
+			fprintf(f, "// launched  %d times in %s, %ld blocks%s: %.4g MB each, %.4g us"
+			        " modelled for %s\n", l.n, b->plan[i]->prog, l.items,
+			        b->target == TO_CPU ? " of rows" : "", 1e-6 * l.nbytes / l.n,
+			        l.us / l.n, target_of(b->model)->name);
+	}
+	if (resources)
+		fprintf(f, "// compiled  %s\n", resources);
+	fputs(fold_helpers(p, f), f);
 }

@@ -409,7 +409,7 @@ attn_launch(Fuse *f, Step *s, long items, int heads, int rows, int nbytes)
 	Plan *p = f->p;
 	long blocks = (m->seq + rows - 1) / rows;
 
-	step_launch(p, s, items, p->T / m->seq * heads * blocks, m->D);
+	step_launch(p, s, items, (p->T + m->seq - 1) / m->seq * heads * blocks, m->D);
 	if (p->target == TO_CUDA)
 		s->smem = (size_t)nbytes * (size_t)(attn_mma(f) ? (m->D + 15) / 16 * 16 + 8 : m->D + 4);
 }

@@ -7,6 +7,9 @@
 /* show.c */
 void show_model(const Bundle *b, bool json, FILE *f);
 void show_params(const Model *m, FILE *f);
+void show_kernels(const Bundle *b, FILE *f);
+const Text *show_find(const Bundle *b, const char *name);       /* NULL: told why */
+void show_kernel(const Bundle *b, const Text *t, const char *resources, FILE *f);
 
 /* runtime/verify.c: uses both halves */
 typedef struct {

@@ -239,20 +239,6 @@ docs_write(const Docs *docs, bool val, const char *path)
 
 /* -- auto -- */
 
-const char *
-cache_dir(Arena *a)
-{
-	const char *s;
-
-	if ((s = getenv("HCGEN_CACHE")) && *s)
-		return arena_strdup(a, s);
-	if ((s = getenv("XDG_CACHE_HOME")) && *s)
-		return arena_printf(a, "%s/hcgen", s);
-	if ((s = getenv("HOME")) && *s)
-		return arena_printf(a, "%s/.cache/hcgen", s);
-	die("no place for a cache: HOME is not set; set HCGEN_CACHE");
-}
-
 static void
 auto_collect(Docs *docs, const char *root)
 {

@@ -1,14 +1,9 @@
 /* Emitted kernels -> shared objects -> function pointers.
  *
  * Each kernel is compiled by the system's C compiler into an object of its
- * own, several at a time, and kept in a cache.  An entry is named for the
- * SHA-256 of everything that decides its bytes: source text, compiler, flags
- * and the CPU (-march=native).  An entry ends in the SHA-256 of what stands
- * before it, 64 hexadecimal digits, which ELF loaders ignore: a damaged one is
- * seen before it is loaded, and compiled again.
- *
- * No shell takes part.  The cache directory belongs to the user and nobody
- * else may write to it, because what it holds is executed. */
+ * own, several at a time, and kept in the cache (cache.c).  What decides its
+ * bytes: source text, compiler, flags and the CPU (-march=native).  No shell
+ * takes part. */
 #define _GNU_SOURCE
 #include "hcrun.h"
 
@@ -46,7 +41,7 @@ typedef struct { int n; void **so; } Libs;
 
 typedef struct {
 	const char *source;     /* DIR/kernels/x.c */
-	const char *entry;      /* in the cache */
+	const char *key;        /* in the cache */
 	char *output;           /* what the compiler printed, when it failed */
 	int error;              /* errno of ours */
 	bool failed;
@@ -232,58 +227,16 @@ identify(Build *b)
 	add_cpu(b);
 }
 
-/* the cache */
+/* what is to be compiled */
 
-static void
-find_cache(Build *b)
-{
-	const char *own = getenv("HCGEN_CACHE"), *xdg = getenv("XDG_CACHE_HOME");
-	const char *home = getenv("HOME");
-	struct stat st;
-
-	if (own && *own)
-		b->cache = arena_strdup(b->mem, own);
-	else if (xdg && *xdg)
-		b->cache = arena_printf(b->mem, "%s/hcgen", xdg);
-	else if (home && *home)
-		b->cache = arena_printf(b->mem, "%s/.cache/hcgen", home);
-	else
-		die("no place for compiled kernels: set HCGEN_CACHE");
-	if (stat(b->cache, &st) != 0) {
-		if (dir_make(b->cache) != 0 || chmod(b->cache, 0700) != 0)
-			die("cannot make %s: %s (HCGEN_CACHE names another "
-			    "place)", b->cache, strerror(errno));
-		if (stat(b->cache, &st) != 0)
-			die("cannot read %s: %s", b->cache, strerror(errno));
-	}
-	if (!S_ISDIR(st.st_mode))
-		die("%s is not a directory", b->cache);
-	if (st.st_uid != geteuid())
-		die("%s belongs to another user: compiled kernels in it would "
-		    "be executed; set HCGEN_CACHE", b->cache);
-	if (st.st_mode & 022)
-		die("%s may be written by others: compiled kernels in it would "
-		    "be executed; chmod 700 it", b->cache);
-}
-
-/* The entry is there and its digits are those of its bytes. */
 static bool
 entry_good(Build *b, const Job *j)
 {
 	Arena *mem = arena_new("cache entry");
-	char hex[HashDigits + 1];
-	size_t n = 0;
-	char *s = file_read(mem, j->entry, &n);
-	bool good = false;
+	size_t n;
+	bool good = cache_get(mem, b->cache, j->key, ".so", &n) != NULL;
 
-	if (s && n > HashDigits) {
-		sha256_hex(s, n - HashDigits, hex);
-		good = memcmp(hex, s + n - HashDigits, HashDigits) == 0;
-	}
 	arena_free(mem);
-	if (s && !good)
-		fprintf(stderr, "%s%s is damaged: compiling it again\n",
-		        b->terminal ? "\r" : "", j->entry);
 	return good;
 }
 
@@ -321,7 +274,7 @@ plan_job(Build *b, Run *r, int k)
 	buf_write(&key, b->identity.s, b->identity.len);
 	buf_write(&key, s, n);
 	sha256_hex(key.s, key.len, hex);
-	j->entry = arena_printf(b->mem, "%s/%s.so", b->cache, hex);
+	j->key = arena_strdup(b->mem, hex);
 	buf_free(&key);
 	arena_free(mem);
 	if (!entry_good(b, j))
@@ -331,26 +284,15 @@ plan_job(Build *b, Run *r, int k)
 /* compiling: on pool threads, so failures are noted and told later */
 
 static bool
-seal(const char *tmp)
+keep(const Build *b, const Job *j, const char *tmp)
 {
 	Arena *mem = arena_new("object");
-	char hex[HashDigits + 1];
 	size_t n = 0;
 	char *s = file_read(mem, tmp, &n);
-	FILE *f;
-	bool good;
+	bool good = s && cache_put(b->cache, j->key, ".so", s, n);
 
-	if (!s) {
-		arena_free(mem);
-		return false;
-	}
-	sha256_hex(s, n, hex);
 	arena_free(mem);
-	f = fopen(tmp, "ab");
-	if (!f)
-		return false;
-	good = fwrite(hex, 1, HashDigits, f) == HashDigits;
-	return fclose(f) == 0 && good;
+	return good;
 }
 
 static int
@@ -391,7 +333,7 @@ compile_item(void *arg, long item)
 	int status, fd = output_open();
 
 	/* the item: two kernels of one text have one entry */
-	buf_printf(&tmp, "%s.tmp%ld.%ld", j->entry, (long)getpid(), item);
+	buf_printf(&tmp, "%s/%s.obj%ld.%ld", b->cache, j->key, (long)getpid(), item);
 	errno = 0;
 	status = fd < 0 ? -1 : compile(b, j, tmp.s, fd);
 	if (status > 0) {
@@ -399,10 +341,9 @@ compile_item(void *arg, long item)
 		buf_puts(&out, "");
 		j->output = out.s;
 	}
-	j->failed = status != 0 || !seal(tmp.s) || rename(tmp.s, j->entry) != 0;
+	j->failed = status != 0 || !keep(b, j, tmp.s);
 	j->error = status <= 0 ? errno : 0;
-	if (j->failed)
-		unlink(tmp.s);
+	unlink(tmp.s);
 	if (fd >= 0)
 		close(fd);
 	buf_free(&tmp);
@@ -422,7 +363,7 @@ report(Build *b, const Run *r)
 			continue;
 		if (!j->output)
 			die("cannot compile %s into %s: %s", j->source,
-			    j->entry, j->error ? strerror(j->error) :
+			    b->cache, j->error ? strerror(j->error) :
 			                         "the compiler wrote nothing");
 		fputs(j->output, stderr);
 		if (strstr(j->output, "No space left on device"))
@@ -447,9 +388,7 @@ build(Build *b, Run *r)
 		plan_job(b, r, i);
 	if (b->ntodo == 0)
 		return;
-	if (access(b->cache, W_OK) != 0)
-		die("cannot write to %s: %s (HCGEN_CACHE names another place)",
-		    b->cache, strerror(errno));
+	cache_writable(b->cache);
 	/* compilers run on every core, however many threads train */
 	p = pool_new(0);
 	pool_run(p, compile_item, b, b->ntodo);
@@ -460,13 +399,15 @@ build(Build *b, Run *r)
 /* loading */
 
 static void
-load_kernel(Run *r, int k, const Job *j)
+load_kernel(Run *r, const Build *b, int k)
 {
 	Libs *libs = r->lib;
-	void *so = dlopen(j->entry, RTLD_NOW | RTLD_LOCAL);
+	const Job *j = &b->job[k];
+	const char *entry = cache_path(b->mem, b->cache, j->key, ".so");
+	void *so = dlopen(entry, RTLD_NOW | RTLD_LOCAL);
 
 	if (!so)
-		die("cannot load %s, compiled from %s: %s", j->entry,
+		die("cannot load %s, compiled from %s: %s", entry,
 		    j->source, dlerror());
 	libs->so[libs->n++] = so;
 	*(void **)&r->kernel[k].fn = dlsym(so, r->kernel[k].name);
@@ -489,11 +430,11 @@ compile_kernels(Run *r)
 		b.terminal = isatty(2);
 		find_cc(&b);
 		identify(&b);
-		find_cache(&b);
+		b.cache = cache_open(b.mem);
 		build(&b, r);
 	}
 	for (i = 0; i < r->nkernel; i++)
-		load_kernel(r, i, &b.job[i]);
+		load_kernel(r, &b, i);
 	buf_free(&b.identity);
 	arena_free(b.mem);
 }

@@ -150,6 +150,21 @@ void gemm_run(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
               const void *a, Dtype at, long lda, const void *b, Dtype bt,
               long ldb, void *c, Dtype ct, long ldc);
 
+/* cache.c: what was compiled, by the SHA-256 of all that decides its bytes.
+ * key: 64 hexadecimal digits; suffix: ".so", ".cubin" … */
+const char *cache_dir(Arena *a);        /* of hcgen; need not exist yet */
+const char *cache_open(Arena *a);       /* made; die()s unless it is private */
+void cache_writable(const char *dir);   /* die()s unless entries can be put */
+/* The bytes of an entry, a 0 behind them; NULL when it is absent, or damaged
+ * (then that is told).  They lie in a. */
+char *cache_get(Arena *a, const char *dir, const char *key, const char *suffix,
+                size_t *n);
+/* Atomic.  False with errno when it cannot be written.  Any thread may call. */
+bool cache_put(const char *dir, const char *key, const char *suffix,
+               const void *data, size_t n);
+/* For loaders of files: the entry's bytes and then its seal, 64 digits. */
+char *cache_path(Arena *a, const char *dir, const char *key, const char *suffix);
+
 /* compile.c: kernels/ *.c -> one shared object, cached by content hash */
 void compile_kernels(Run *r);           /* fills kernel[].fn, lib */
 void compile_close(Run *r);
@@ -186,7 +201,6 @@ enum { ByteBos = 256, ByteVocab = 257 };
 const char *auto_shard(Arena *a, bool train);
 /* The same from the headers under root, into dir. */
 void auto_build(const char *root, const char *dir);
-const char *cache_dir(Arena *a);        /* of hcgen; need not exist yet */
 int data_main(int argc, char **argv);   /* argv[0] is "bytes" or "show" */
 
 /* data.c: batches */

@@ -31,44 +31,50 @@ void @KERNEL@(
 	const int blocks = (int)((seq + BQ - 1) / BQ), item = (int)blockIdx.x;
 	const int h = item / blocks % H, g = h / (H / K), win = (int)window;
 	const int first = item / blocks / H * (int)seq, t0 = first + (blocks - 1 - item % blocks) * BQ;
-	const int end = first + (int)seq - t0 < BQ ? first + (int)seq : t0 + BQ;      // queries t0 .. end - 1, no key from end on
+	const int end = first + (int)seq - t0 < BQ ? first + (int)seq - t0 : BQ;
+	// from here on rows count from t0: queries 0 .. end - 1, no key from end on
 
 	__shared__ long at;                              // of the first query in [T, dqs]
 	__shared__ int lo[BQ];                           // first key that a query sees
 	__shared__ float e[BQ], del[BQ];                 // lse in powers of 2, delta
 	bf16 *const qb = (bf16 *)dynamic_smem();         // [q do][BQ][PITCH]
 	bf16 *const kv = qb + 2 * BQ * PITCH;            // [2][k v][BK][PITCH]
-	int j0 = first + (attn_lo(docstart, win, t0) - first) / BK * BK, stage = 0;
+	int j0 = -((t0 - attn_lo(docstart, win, t0) + BK - 1) / BK * BK), now = 0;
 
-	k += g * D;
-	v += g * D;
-	attn_load<BQ, D, PITCH>(qb, attn_piece<D>(q + h * D, t0, qs), qs, end - t0);
-	attn_load<BQ, D, PITCH>(qb + BQ * PITCH, attn_piece<D>(dout + h * D, t0, H * D), H * D, end - t0);
+	k += t0 * ks + g * D;
+	v += t0 * vs + g * D;
+	attn_load<BQ, D, PITCH>(qb, attn_piece<D>(q + h * D, t0, qs), qs, end);
+	attn_load<BQ, D, PITCH>(qb + BQ * PITCH, attn_piece<D>(dout + h * D, t0, H * D), H * D, end);
 	attn_load<BK, D, PITCH>(kv, attn_piece<D>(k, j0, ks), ks, end - j0);
 	attn_load<BK, D, PITCH>(kv + BK * PITCH, attn_piece<D>(v, j0, vs), vs, end - j0);
 	cp_async_commit();
 
 	// rows of this warp, t .. t + 31; of this lane, t + 8 i + lane / 4; those beyond the sequence see what its last row sees
-	const int t = t0 + warp * 32;
+	const int t = warp * 32;
 	float acc[MT][ND][4];
 
 	if (threadIdx.x == 0)
 		at = t0 * dqs + h * D;
-	lo[threadIdx.x] = attn_lo(docstart, win, t + lane < end ? t + lane : end - 1);
+	lo[threadIdx.x] = attn_lo(docstart, win, t0 + (t + lane < end ? t + lane : end - 1)) - t0;
 	#pragma unroll
 	for (int r = 0; r < 2 * MT; r++) {
 		const int row = t + r * 8 + lane / 4;
-		const long th = (long)(row < end ? row : end - 1) * H + h;
+		const long th = (long)(t0 + (row < end ? row : end - 1)) * H + h;
 		float sum = 0.f;
 
-		for (int d = lane % 4 * 8; d < D; d += 32)
+		for (int d = lane % 4 * 8; d < D; d += 32) {
+			float x[8], y[8];
+
+			attn_ld8(x, dout + th * D + d);
+			attn_ld8(y, o + th * D + d);
 			#pragma unroll
 			for (int i = 0; i < 8; i++)
-				sum = fmaf(F32(dout[th * D + d + i]), LD_@DTO@(o[th * D + d + i]), sum);
+				sum = fmaf(x[i], y[i], sum);
+		}
 		sum = attn_quad_sum(sum);
 		if (lane % 4 == 0) {
-			e[row - t0] = lse[th] * log2e;
-			del[row - t0] = sum;
+			e[row] = lse[th] * log2e;
+			del[row] = sum;
 			if (row < end)
 				delta[th] = sum;
 		}
@@ -79,14 +85,14 @@ void @KERNEL@(
 		for (int d = 0; d < ND; d++)
 			acc[i][d][0] = acc[i][d][1] = acc[i][d][2] = acc[i][d][3] = 0.f;
 
-	for (; j0 < end; j0 += BK, stage ^= 1) {
-		const bf16 *kb = kv + stage * 2 * BK * PITCH, *vb = kb + BK * PITCH;
+	for (; j0 < end; j0 += BK, now = 2 * BK * PITCH - now) {
+		const bf16 *kb = kv + now, *vb = kb + BK * PITCH;
 
 		// this tile is there, and all warps are done with the tile before, where the next one goes
 		cp_async_wait0();
 		__syncthreads();
 		if (j0 + BK < end) {
-			bf16 *next = kv + (stage ^ 1) * 2 * BK * PITCH;
+			bf16 *next = kv + 2 * BK * PITCH - now;
 
 			attn_load<BK, D, PITCH>(next, attn_piece<D>(k, j0 + BK, ks), ks, end - j0 - BK);
 			attn_load<BK, D, PITCH>(next + BK * PITCH, attn_piece<D>(v, j0 + BK, vs), vs, end - j0 - BK);
@@ -119,12 +125,7 @@ void @KERNEL@(
 	bf16 *const ob = qb + warp * 32 * PITCH;
 
 	__syncwarp();
-	#pragma unroll
-	for (int r = 0; r < 2 * MT; r++)
-		#pragma unroll
-		for (int d = 0; d < ND; d++)
-			*(unsigned *)(ob + (r * 8 + lane / 4) * PITCH + d * 8 + lane % 4 * 2) =
-			        pack_bf16x2(acc[r / 2][d][r % 2 * 2] * (float)scale, acc[r / 2][d][r % 2 * 2 + 1] * (float)scale);
+	attn_put<MT, ND, PITCH>(ob, acc, (float)scale);
 	__syncwarp();
 	attn_store<32, D, PITCH>(dq + at + warp * 32 * dqs, dqs, ob, end - t);
 }

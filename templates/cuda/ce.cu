@@ -52,6 +52,8 @@ void @KERNEL@(
 	if (AHEAD && blockIdx.x < n)
 		for (int c = c0; c < V; c += THREADS * N)
 			cp_async16(held + c, logits + blockIdx.x * (long)VP + c, true);
+	if (AHEAD)
+		cp_async_commit();
 
 	for (long r = blockIdx.x; r < n; r += gridDim.x) {
 		const f32 *l = logits + r * VP;
@@ -91,9 +93,9 @@ void @KERNEL@(
 		const float zt = cap(lt, &dz) - top;
 		const double et = exp2_approx(zt * 1.44269504f), all = rest + et;
 
-		// one of the terms is exp(0)
+		// one of all is exp(0) = 1; that of the target cancels exactly
 		if (threadIdx.x == 0)
-			loss[r] = log1pf((float)(all - 1)) - zt;
+			loss[r] = log1pf((float)(et - 1 + rest)) - zt;
 
 		// p - 1 of the target is the share of the others: near 0 where the target is almost certain
 		const float k = scale[0], share = k * (float)(1 / all), at_target = k * dz * (float)(-rest / all);
@@ -115,5 +117,7 @@ void @KERNEL@(
 			if (AHEAD && c < V && r + gridDim.x < n)
 				cp_async16(held + c, l + gridDim.x * (long)VP + c, true);
 		}
+		if (AHEAD)
+			cp_async_commit();
 	}
 }

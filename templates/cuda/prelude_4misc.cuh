@@ -67,14 +67,14 @@ __device__ __forceinline__ void store_vec(bf16 *p, const float *x, int n)
 }
 
 //% exports: block_sum
-// sum of x over the block, in every thread: lanes by xor 16 8 4 2 1, then warps likewise. red: shared, 32 elements.
+// sum of x over the block, in every thread: lanes by xor 16 8 4 2 1, then warps likewise. red: shared,
+// 32 elements that nobody has read since the last barrier.
 __device__ __forceinline__ double block_sum(double x, double *red)
 {
 	const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
 
 	for (int i = 16; i; i >>= 1)
 		x += __shfl_xor_sync(0xffffffffu, x, i);
-	__syncthreads();                                 // red may hold what is still read
 	if (lane == 0)
 		red[threadIdx.x / 32] = x;
 	__syncthreads();
@@ -85,14 +85,13 @@ __device__ __forceinline__ double block_sum(double x, double *red)
 }
 
 //% exports: block_max
-// largest x of the block, in every thread; NaNs are passed over. red: shared, 32 elements.
+// largest x of the block, in every thread; NaNs are passed over. red: as in block_sum.
 __device__ __forceinline__ float block_max(float x, float *red)
 {
 	const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
 
 	for (int i = 16; i; i >>= 1)
 		x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, i));
-	__syncthreads();                                 // red may hold what is still read
 	if (lane == 0)
 		red[threadIdx.x / 32] = x;
 	__syncthreads();

@@ -589,10 +589,18 @@ vec_set(Lower *l, StmtKind kind, const char *name, int par, int parity, Exp *e)
 	t->e = e;
 }
 
+/* what is held is stored from there */
+static bool
+stored_from_held(const Lower *l, int v)
+{
+	return l->held[v] && l->cu->heldvw[v] == l->cu->vw;
+}
+
 static const char *
 out_name(Lower *l, int v)
 {
-	return arena_printf(l->a, "%s_o", l->name[v]);
+	return stored_from_held(l, v) ? held_name(l, v, l->cu->k) :
+	       arena_printf(l->a, "%s_o", l->name[v]);
 }
 
 static const char *
@@ -616,6 +624,8 @@ elements(Lower *l, const SinkGroup *g, int parity)
 		x = &l->g->v[v];
 		switch (g->s[i].kind) {
 		case SINK_STORE:
+			if (stored_from_held(l, v))
+				break;
 			e = evaluate(l, v, parity);
 			vec_set(l, S_VEC_SET, out_name(l, v), l->par[v], parity, e);
 			break;
@@ -648,7 +658,7 @@ stores(Lower *l, const SinkGroup *g, StmtKind kind)
 
 	for (i = 0; i < g->n; i++) {
 		v = g->s[i].v;
-		if (g->s[i].kind != SINK_STORE)
+		if (g->s[i].kind != SINK_STORE || (kind == S_VEC && stored_from_held(l, v)))
 			continue;
 		t = vec_stmt(l, kind, out_name(l, v), l->par[v]);
 		t->n = l->cu->vw;

@@ -370,7 +370,7 @@ verb_bench(Arena *a, const Options *o)
 	if (o->n == 0 || o->json)
 		die("bench: at least one step, and a table is all it prints");
 	bundle_write(generate(a, m, 0, target(o), ""), dir);
-	return bench(dir, o->n >= 0 ? o->n : 5, (int)o->threads);
+	return bench(dir, o->n >= 0 ? o->n : 5, DEV_CPU, (int)o->threads);
 }
 
 static int
@@ -380,7 +380,7 @@ verb_sample(Arena *a, const Options *o)
 	if (o->narg != 1)
 		die("sample takes one RUN directory, such as out/tiny/run");
 	return sample(o->arg[0], o->prompt ? o->prompt : "", o->n >= 0 ? o->n : 256,
-	              o->temperature, o->seed, (int)o->threads);
+	              o->temperature, o->seed, DEV_AUTO, (int)o->threads);
 }
 
 static int

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Make anew what is generated in docs/: the key table of spec.md from the schema, the
-# kernel that emitted.md explains from specs/tiny.yaml.  Both stand between markers.
+# kernels that emitted.md explains from specs/.  They stand between markers.
 set -eu
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -24,3 +24,11 @@ build/hcgen emit specs/tiny.yaml -o "$tmp/tiny" --quiet
 	echo
 } >"$tmp/kernel"
 between docs/emitted.md kernel "$tmp/kernel"
+
+{
+	echo
+	build/hcgen show specs/two-lane.yaml lanes_mlp_to_attn_fwd__n2_C768_bf16 | grep -v '^// compiled' |
+		sed -e 's/^/    /' -e 's/ *$//'
+	echo
+} >"$tmp/cuda"
+between docs/emitted.md cuda "$tmp/cuda"

@@ -71,7 +71,7 @@ void @KERNEL@(
 	// from row now on. A query beyond the sequence adds nothing: its powers are 2^-inf.
 	int h = g * (H / K), t = j0, now = j0 - BQ, stage = 0;
 
-	for (int left = H / K * (last + 1); left >= 0; left--, stage ^= 1) {
+	for (int left = H / K * (last + 1);; left--, stage ^= 1) {
 		float x = 0.f;
 		int y = 0;
 
@@ -118,6 +118,8 @@ void @KERNEL@(
 						ds[m][n][i] = s[m][n][i] * (ds[m][n][i] - del[n * 8 + i % 2]);
 			attn_pb<MT, NT, ND, PITCH>(acck, ds, qt);
 		}
+		if (left == 0)
+			break;
 		if (threadIdx.x < 2 * BQ)
 			stat[stage][threadIdx.x] = x;
 		if (threadIdx.x < BQ)
@@ -130,11 +132,14 @@ void @KERNEL@(
 		}
 	}
 
-	// dk and dv through shared memory, where k and v of this warp lay, which nobody else reads
+	// dk and dv through shared memory, where k and v of this warp lay, which nobody else reads; h has passed the heads of g
+	bf16 *const kout = kb + warp * 16 * MT * PITCH, *const vout = kout + BK * PITCH;
+	const int column = (h - 1) / (H / K) * D;
+
 	__syncwarp();
-	attn_put<MT, ND, PITCH>(kb + warp * 16 * MT * PITCH, acck, (float)scale);
-	attn_put<MT, ND, PITCH>(kb + (BK + warp * 16 * MT) * PITCH, accv, 1.f);
+	attn_put<MT, ND, PITCH>(kout, acck, (float)scale);
+	attn_put<MT, ND, PITCH>(vout, accv, 1.f);
 	__syncwarp();
-	attn_store<16 * MT, D, PITCH>(dk + j * dks + g * D, dks, kb + warp * 16 * MT * PITCH, end - j);
-	attn_store<16 * MT, D, PITCH>(dv + j * dvs + g * D, dvs, kb + (BK + warp * 16 * MT) * PITCH, end - j);
+	attn_store<16 * MT, D, PITCH>(dk + j * dks + column, dks, kout, end - j);
+	attn_store<16 * MT, D, PITCH>(dv + j * dvs + column, dvs, vout, end - j);
 }

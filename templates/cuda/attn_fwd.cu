@@ -36,7 +36,8 @@ void @KERNEL@(
 	__shared__ float m[2 * MT][BQ], l[2 * MT][BQ];   // of each lane's rows: running maximum, sum of the lane's powers
 	bf16 *const qb = (bf16 *)dynamic_smem();         // [BQ][PITCH]
 	bf16 *const kv = qb + BQ * PITCH;                // [2][k v][BK][PITCH]
-	int j0 = -((t0 - attn_lo(docstart, win, t0) + BK - 1) / BK * BK), now = 0;
+	int j0 = -((t0 - attn_lo(docstart, win, t0) + BK - 1) / BK * BK);
+	int now = 0;                                     // where in kv the tile of j0 is
 
 	k += t0 * ks + g * D;
 	v += t0 * vs + g * D;
@@ -124,16 +125,17 @@ void @KERNEL@(
 	#pragma unroll
 	for (int r = 0; r < 2 * MT; r++) {
 		const float sum = attn_quad_sum(l[r][threadIdx.x]), inv = 1.f / sum;
-		const int row = r * 8 + lane / 4;
+		const int row = t + r * 8 + lane / 4;
 
-		if (lane % 4 == 0 && t + row < end)
-			lse[at + (warp * 32 + row) * H] = logf(sum) + m[r][threadIdx.x] * ln2;
+		if (lane % 4 == 0 && row < end)
+			lse[at + row * H] = logf(sum) + m[r][threadIdx.x] * ln2;
 		#pragma unroll
 		for (int d = 0; d < ND; d++) {
-			ob[row * PITCH + d * 8 + lane % 4 * 2] = ST_@DTO@(acc[r / 2][d][r % 2 * 2] * inv);
-			ob[row * PITCH + d * 8 + lane % 4 * 2 + 1] = ST_@DTO@(acc[r / 2][d][r % 2 * 2 + 1] * inv);
+			acc[r / 2][d][r % 2 * 2] *= inv;
+			acc[r / 2][d][r % 2 * 2 + 1] *= inv;
 		}
 	}
+	attn_put<MT, ND, PITCH>(ob, acc, 1.f);
 	__syncwarp();
-	attn_store<32, D, PITCH>(o + (at + warp * 32 * H) * D, (long)H * D, ob, end - t);
+	attn_store<32, D, PITCH>(o + (at + t * H) * D, (long)H * D, ob, end - t);
 }

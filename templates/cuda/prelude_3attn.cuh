@@ -165,10 +165,20 @@ __device__ __forceinline__ void attn_mask_t(float s[MT][NT][4], const int *lo, i
 	}
 }
 
-//% exports: attn_put; needs: bf16 pack_bf16x2
-// c times k, rounded, into a tile in shared memory: 16 MT rows
-template <int MT, int ND, int PITCH>
-__device__ __forceinline__ void attn_put(bf16 *tile, const float c[MT][ND][4], float k)
+//% exports: attn_put; needs: bf16 f32 pack_bf16x2
+__device__ __forceinline__ void attn_put2(bf16 *p, float x, float y)
+{
+	*(unsigned *)p = pack_bf16x2(x, y);
+}
+
+__device__ __forceinline__ void attn_put2(f32 *p, float x, float y)
+{
+	*(float2 *)p = make_float2(x, y);
+}
+
+// c times k to a tile in shared memory: 16 MT rows
+template <int MT, int ND, int PITCH, class X>
+__device__ __forceinline__ void attn_put(X *tile, const float c[MT][ND][4], float k)
 {
 	const int lane = (int)(threadIdx.x % 32);
 
@@ -176,11 +186,8 @@ __device__ __forceinline__ void attn_put(bf16 *tile, const float c[MT][ND][4], f
 	#pragma unroll
 	for (int r = 0; r < 2 * MT; r++)
 		#pragma unroll
-		for (int d = 0; d < ND; d++) {
-			const float *const x = c[r / 2][d] + r % 2 * 2;
-
-			*(unsigned *)(tile + r * 8 * PITCH + d * 8) = pack_bf16x2(x[0] * k, x[1] * k);
-		}
+		for (int d = 0; d < ND; d++)
+			attn_put2(tile + r * 8 * PITCH + d * 8, c[r / 2][d][r % 2 * 2] * k, c[r / 2][d][r % 2 * 2 + 1] * k);
 }
 
 //% exports: attn_quad_sum attn_quad_max

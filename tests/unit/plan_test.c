@@ -485,7 +485,7 @@ bytes_of(const Plan *p, const RowKernel *k, char err[200])
 static double
 bytes_of_kern(const Plan *p, Step *s)
 {
-	Kern *k = lower(mem, p, s, TO_CPU);
+	Kern *k = lower(mem, p, s);
 	double n = (double)p->T * (k->row_read + k->row_write);
 	int i;
 

@@ -18,7 +18,7 @@ typedef struct {
 	long n, threads, rows;
 	double temperature;
 	long long seed;
-	bool has_seed, json, quiet, logits, list_params, schema, reference;
+	bool has_seed, json, quiet, logits, list_params, schema, reference, bytes;
 } Options;
 
 static const char usage[] =
@@ -37,7 +37,7 @@ static const char usage[] =
 "options\n"
 "  --set path=value   change a key of the spec, as YAML; repeatable\n"
 "  --seed N           train.seed, or the seed of verify and sample\n"
-"  --device cpu|auto  where to run (cpu is what there is)\n"
+"  --device NAME      cuda, cpu, simt (the CUDA text on the CPU, with checks), or auto: cuda if there is a GPU\n"
 "  --threads N        threads, default all cores\n"
 "  -o DIR             where to write (default out/NAME)\n"
 "  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan, k kernels\n"
@@ -46,6 +46,7 @@ static const char usage[] =
 "  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"
 "                     one forward and backward on your own parameters and tokens\n"
 "  --rows N           tokens to verify on (default: about 128)\n"
+"  --bytes            simt: bytes that each kernel loads and stores, distinct and issued\n"
 "train\n"
 "  --params P.safetensors   start from these parameters      --run DIR   where the run goes\n"
 "  --kernels DIR            an emitted directory, as it is: kernels edited there are run\n"
@@ -122,7 +123,7 @@ flag_option(Options *o, const char *opt)
 	const struct { const char *name; bool *to; } flags[] = {
 		{ "--json", &o->json }, { "--quiet", &o->quiet },
 		{ "--logits", &o->logits }, { "--schema", &o->schema },
-		{ "--reference", &o->reference },
+		{ "--reference", &o->reference }, { "--bytes", &o->bytes },
 	};
 	size_t i;
 
@@ -182,11 +183,7 @@ parse(Options *o, const char *verb, int argc, char **argv)
 static int
 target(const Options *o)
 {
-	const char *d = o->device ? o->device : "auto";
-
-	if (strcmp(d, "cuda") == 0 || strcmp(d, "simt") == 0)
-		return TO_CUDA;
-	return TO_CPU;
+	return device_target(device_pick(o->device));
 }
 
 /* spec to model; errors are printed and end the process with 1 */
@@ -311,7 +308,8 @@ verb_verify(Arena *a, const Options *o)
 {
 	VerifyOpts v = { .params = o->params, .tokens = o->tokens, .dump = o->dump_file,
 	                 .logits = o->logits, .rows = o->rows, .seed = o->seed,
-	                 .threads = (int)o->threads,
+	                 .threads = (int)o->threads, .bytes = o->bytes,
+	                 .device = device_pick(o->device),
 	                 .reference = o->reference };
 	const char *file = one_arg(o, "verify");
 
@@ -355,7 +353,7 @@ verb_train(Arena *a, const Options *o)
 	else
 		bundle_write(b, dir);
 	t = (TrainOpts){ .dir = dir, .params = o->params, .nthreads = (int)o->threads,
-	                 .quiet = o->quiet, .json = o->json };
+	                 .device = device_pick(o->device), .quiet = o->quiet, .json = o->json };
 	t.base = slash ? arena_strndup(a, file, (size_t)(slash - file)) : ".";
 	t.run = o->run ? o->run : arena_printf(a, "%s/run", dir);
 	return train(&t);

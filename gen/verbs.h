@@ -18,7 +18,8 @@ typedef struct {
 	bool reference;         /* dump the interpreter's results, in double */
 	long rows;              /* tokens, 0: about 128 */
 	long long seed;
-	int threads;
+	int threads, device;
+	bool bytes;             /* simt: print what each kernel moves */
 } VerifyOpts;
 int verify(Arena *a, const Model *m, const VerifyOpts *o);
 

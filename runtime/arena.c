@@ -1,4 +1,4 @@
-/* Opens and closes a Run: device arenas, threads, kernels, tables.
+/* Host memory of the arenas, and addresses in it.
  *
  * Each arena is one mapping: zeroed, page aligned, and large pages where the
  * system gives them.  Nothing is allocated after run_open. */
@@ -9,8 +9,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-static char *
-map(const char *what, size_t nbytes)
+char *
+arena_map(const char *what, size_t nbytes)
 {
 	char *p;
 
@@ -23,6 +23,27 @@ map(const char *what, size_t nbytes)
 		    strerror(errno));
 	madvise(p, nbytes, MADV_HUGEPAGE);
 	return p;
+}
+
+void
+arenas_map(Run *r)
+{
+	int i;
+
+	for (i = 0; i < NArena; i++) {
+		r->arena[i] = arena_map(arena_names[i], r->arena_size[i]);
+		r->base[i] = (uintptr_t)r->arena[i];
+	}
+}
+
+void
+arenas_unmap(Run *r)
+{
+	int i;
+
+	for (i = 0; i < NArena; i++)
+		if (r->arena[i])
+			munmap(r->arena[i], r->arena_size[i]);
 }
 
 void *
@@ -40,7 +61,8 @@ bind_launch(Run *r, RunStep *s)
 	for (i = 0; i < s->narg; i++)
 		switch (s->arg[i].kind) {
 		case ARG_PLACE:
-			s->bound[i].p = run_at(r, s->arg[i].at);
+			s->bound[i].p = (void *)(r->base[s->arg[i].at.arena] +
+			                         s->arg[i].at.off);
 			break;
 		case ARG_INT:
 			s->bound[i].i = s->arg[i].i;
@@ -51,47 +73,15 @@ bind_launch(Run *r, RunStep *s)
 		}
 }
 
-static void
-bind_step(Run *r, RunStep *s)
-{
-	if (s->kind == ST_LAUNCH)
-		bind_launch(r, s);
-	else if (s->kind == ST_GEMM)
-		gemm_prepare(r->gemm, s->ta, s->tb, s->acc, s->m, s->n, s->k,
-		             s->a.dt, s->a.ld, s->b.dt, s->b.ld, s->c.dt,
-		             s->c.ld);
-}
-
 void
-run_open(Run *r, int nthreads)
+run_bind(Run *r)
 {
 	int i, j;
 
-	r->pool = pool_new(nthreads);
-	compile_kernels(r);
-	for (i = 0; i < NArena; i++)
-		r->arena[i] = map(arena_names[i], r->arena_size[i]);
-	r->gemm = gemm_new(r->pool);
 	for (i = 0; i < NProg; i++)
 		for (j = 0; j < r->prog[i].nstep; j++)
-			bind_step(r, &r->prog[i].step[j]);
-	run_fill_tables(r);
-}
-
-void
-run_close(Run *r)
-{
-	int i;
-
-	if (r->gemm)
-		gemm_free(r->gemm);
-	for (i = 0; i < NArena; i++)
-		if (r->arena[i])
-			munmap(r->arena[i], r->arena_size[i]);
-	compile_close(r);
-	if (r->pool)
-		pool_free(r->pool);
-	arena_free(r->mem);
+			if (r->prog[i].step[j].kind == ST_LAUNCH)
+				bind_launch(r, &r->prog[i].step[j]);
 }
 
 const RunParam *

@@ -9,7 +9,8 @@
 #include <string.h>
 #include <time.h>
 
-typedef struct { const char *name; int n; double s, nbytes, flops; } Row;
+/* n: launches in a program; runs: of the program */
+typedef struct { const char *name; int n; bool gemm; double runs, s, nbytes, flops; } Row;
 
 static double
 now(void)
@@ -68,7 +69,8 @@ add_rows(const Run *r, const RunProg *p, const double *t, double runs, Row *row,
 			if (strcmp(row[j].name, name) == 0)
 				break;
 		if (j == n)
-			row[n++] = (Row){ .name = name };
+			row[n++] = (Row){ .name = name, .runs = runs,
+			                  .gemm = p->step[i].kind == ST_GEMM };
 		row[j].n++;
 		row[j].s += t[i];
 		row[j].nbytes += runs * p->step[i].nbytes;
@@ -77,50 +79,173 @@ add_rows(const Run *r, const RunProg *p, const double *t, double runs, Row *row,
 	return n;
 }
 
-int
-bench(const char *dir, long steps, int nthreads)
-{
-	Run *r = run_load(dir);
-	RunProg *tr = &r->prog[PROG_TRAIN], *up = &r->prog[PROG_UPDATE];
-	double *a, *b, t0, sum = 0, tokens;
+typedef struct {
+	Run *r;
+	double *train, *update;         /* seconds per step index */
+	long steps;
+	double seconds;                 /* of them, on the wall */
+	double copy;                    /* bytes per second, cuda */
 	Row *row;
-	int i, n;
-	long k, m;
+	int nrow;
+} Bench;
 
-	run_open(r, nthreads);
+static void
+bench_open(Bench *b, const char *dir, int device, int nthreads)
+{
+	Run *r = b->r = run_load(dir);
+	float *sched;
+
+	run_open(r, device, nthreads);
 	run_init_params(r, r->seed);
-	run_sync_weights(r);
 	fill_inputs(r);
-	((float *)run_at(r, (Place){ AR_SCHED, 0 }))[1] = 1;
+	sched = run_at(r, (Place){ AR_SCHED, 0 });
+	sched[1] = 1;
+	run_put(r, AR_SCHED, 0, 3 * sizeof *sched);
 	run_program(r, PROG_TRAIN);
 	run_program(r, PROG_UPDATE);
-	a = NEWN(r->mem, double, tr->nstep);
-	b = NEWN(r->mem, double, up->nstep);
-	t0 = now();
-	for (k = 0; k < steps; k++) {
-		memset(run_at(r, (Place){ AR_GRADS, 0 }), 0, r->arena_size[AR_GRADS]);
+	run_sync(r);
+	b->train = NEWN(r->mem, double, r->prog[PROG_TRAIN].nstep);
+	b->update = NEWN(r->mem, double, r->prog[PROG_UPDATE].nstep);
+}
+
+/* each: time every step of the programs, which costs a little itself */
+static void
+run_steps(Bench *b, bool each)
+{
+	Run *r = b->r;
+	long k, m;
+
+	b->seconds = now();
+	for (k = 0; k < b->steps; k++) {
+		run_zero(r, AR_GRADS);
 		for (m = 0; m < r->micro; m++)
-			run_program_timed(r, PROG_TRAIN, a);
-		run_program_timed(r, PROG_UPDATE, b);
+			if (each)
+				run_program_timed(r, PROG_TRAIN, b->train);
+			else
+				run_program(r, PROG_TRAIN);
+		if (each)
+			run_program_timed(r, PROG_UPDATE, b->update);
+		else
+			run_program(r, PROG_UPDATE);
 	}
-	t0 = now() - t0;
-	row = NEWN(r->mem, Row, tr->nstep + up->nstep);
-	n = add_rows(r, tr, a, (double)(steps * r->micro), row, 0);
-	n = add_rows(r, up, b, (double)steps, row, n);
-	qsort(row, (size_t)n, sizeof *row, row_cmp);
-	tokens = (double)(r->tokens * r->micro * steps);
-	for (i = 0; i < n; i++)
-		sum += row[i].s;
+	run_sync(r);
+	b->seconds = now() - b->seconds;
+}
+
+static void
+make_rows(Bench *b)
+{
+	const RunProg *tr = &b->r->prog[PROG_TRAIN], *up = &b->r->prog[PROG_UPDATE];
+
+	b->row = NEWN(b->r->mem, Row, tr->nstep + up->nstep);
+	b->nrow = add_rows(b->r, tr, b->train, (double)(b->steps * b->r->micro), b->row, 0);
+	b->nrow = add_rows(b->r, up, b->update, (double)b->steps, b->row, b->nrow);
+	qsort(b->row, (size_t)b->nrow, sizeof *b->row, row_cmp);
+}
+
+static double
+all_seconds(const Bench *b)
+{
+	double sum = 0;
+	int i;
+
+	for (i = 0; i < b->nrow; i++)
+		sum += b->row[i].s;
+	return sum;
+}
+
+static void
+table_cpu(const Bench *b)
+{
+	double sum = all_seconds(b);
+	const Row *w;
+
 	printf("%-52s %5s %9s %7s %8s %9s\n", "kernel or gemm", "each", "ms/step", "%",
 	       "GB/s", "GFLOP/s");
-	for (i = 0; i < n; i++)
-		printf("%-52s %5d %9.3f %7.2f %8.1f %9.1f\n", row[i].name, row[i].n,
-		       1e3 * row[i].s / (double)steps, 100 * row[i].s / sum,
-		       1e-9 * row[i].nbytes / row[i].s,
-		       1e-9 * row[i].flops / row[i].s);
-	printf("%ld steps of %ld tokens on %d threads: %.1f ms per step, %.0f tokens/s\n", steps,
-	       r->tokens * r->micro, pool_threads(r->pool), 1e3 * t0 / (double)steps,
-	       tokens / t0);
+	for (w = b->row; w < b->row + b->nrow; w++)
+		printf("%-52s %5d %9.3f %7.2f %8.1f %9.1f\n", w->name, w->n,
+		       1e3 * w->s / (double)b->steps, 100 * w->s / sum,
+		       1e-9 * w->nbytes / w->s, 1e-9 * w->flops / w->s);
+}
+
+/* us: of one launch.  copy: share of the speed of a copy on this GPU. */
+static void
+table_cuda(const Bench *b)
+{
+	double sum = all_seconds(b), runs;
+	const Row *w;
+
+	printf("%-52s %5s %9s %9s %7s %8s %6s %8s\n", "kernel or gemm", "each", "us", "ms/step", "%",
+	       "GB/s", "copy%", "TFLOP/s");
+	for (w = b->row; w < b->row + b->nrow; w++) {
+		runs = w->runs * w->n;
+		printf("%-52s %5d %9.2f %9.3f %7.2f %8.1f", w->name, w->n, 1e6 * w->s / runs,
+		       1e3 * w->s / (double)b->steps, 100 * w->s / sum,
+		       1e-9 * w->nbytes / w->s);
+		if (b->copy > 0)
+			printf(" %6.1f", 100 * w->nbytes / w->s / b->copy);
+		else
+			printf(" %6s", "-");
+		printf(w->gemm ? " %8.1f\n" : " %8.2f\n", 1e-12 * w->flops / w->s);
+	}
+	if (b->copy > 0)
+		printf("a copy on this GPU reads and writes %.1f GB/s\n", 1e-9 * b->copy);
+}
+
+static bool
+ends_in(const char *s, const char *end)
+{
+	size_t n = strlen(s), m = strlen(end);
+
+	return n >= m && strcmp(s + n - m, end) == 0;
+}
+
+/* What is no forward step of the train program is backward. */
+static void
+phases(const Bench *b)
+{
+	const RunProg *tr = &b->r->prog[PROG_TRAIN], *up = &b->r->prog[PROG_UPDATE];
+	double fwd = 0, bwd = 0, update = 0, per = 1e3 / (double)b->steps;
+	int i;
+
+	for (i = 0; i < tr->nstep; i++)
+		*(ends_in(tr->step[i].site, "fwd") ? &fwd : &bwd) += b->train[i];
+	for (i = 0; i < up->nstep; i++)
+		update += b->update[i];
+	printf("forward %.3f ms, backward %.3f ms, update %.3f ms per step, on the GPU\n",
+	       fwd * per, bwd * per, update * per);
+}
+
+int
+bench(const char *dir, long steps, int device, int nthreads)
+{
+	Bench b = {.steps = steps};
+	double tokens;
+	bool cuda;
+	Run *r;
+
+	bench_open(&b, dir, device, nthreads);
+	r = b.r;
+	cuda = r->device == DEV_CUDA;
+	if (cuda)
+		b.copy = cuda_copy_speed(r);
+	run_steps(&b, true);
+	make_rows(&b);
+	if (cuda) {
+		run_steps(&b, false);   /* the wall clock without events between */
+		table_cuda(&b);
+		phases(&b);
+	} else {
+		table_cpu(&b);
+	}
+	tokens = (double)(r->tokens * r->micro * steps);
+	printf("%ld steps of %ld tokens on ", steps, r->tokens * r->micro);
+	if (cuda)
+		printf("%s", cuda_name(r));
+	else
+		printf("%d threads", pool_threads(r->pool));
+	printf(": %.1f ms per step, %.0f tokens/s\n", 1e3 * b.seconds / (double)steps,
+	       tokens / b.seconds);
 	run_close(r);
 	return EX_OK;
 }

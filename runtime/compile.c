@@ -256,6 +256,19 @@ read_source(Arena *mem, const char *path, size_t *n)
 	return s;
 }
 
+char *
+kernel_read(Run *r, int k, Arena *mem, size_t *n)
+{
+	RunKernel *kernel = &r->kernel[k];
+	char hex[HashDigits + 1], *s;
+
+	s = read_source(mem, arena_printf(mem, "%s/%s", r->dir, kernel->file), n);
+	sha256_hex(s, *n, hex);
+	kernel->edited = kernel->hash && strcmp(hex, kernel->hash) != 0;
+	r->nedited += kernel->edited;
+	return s;
+}
+
 static void
 plan_job(Build *b, Run *r, int k)
 {
@@ -264,13 +277,9 @@ plan_job(Build *b, Run *r, int k)
 	Buf key = {0};
 	char hex[HashDigits + 1];
 	size_t n = 0;
-	char *s;
+	char *s = kernel_read(r, k, mem, &n);
 
 	j->source = arena_printf(b->mem, "%s/%s", r->dir, r->kernel[k].file);
-	s = read_source(mem, j->source, &n);
-	sha256_hex(s, n, hex);
-	r->kernel[k].edited = r->kernel[k].hash && strcmp(hex, r->kernel[k].hash) != 0;
-	r->nedited += r->kernel[k].edited;
 	buf_write(&key, b->identity.s, b->identity.len);
 	buf_write(&key, s, n);
 	sha256_hex(key.s, key.len, hex);

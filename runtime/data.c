@@ -527,6 +527,7 @@ inputs_fill(Run *r, const int32_t *tokens, const int32_t *targets, long n)
 	int32_t *out;
 	long i;
 
+	run_inputs(r);
 	for (in = r->input; in < r->input + r->ninput; in++) {
 		out = run_at(r, in->at);
 		switch (in->kind) {
@@ -550,4 +551,5 @@ inputs_fill(Run *r, const int32_t *tokens, const int32_t *targets, long n)
 			break;
 		}
 	}
+	run_put(r, AR_INPUTS, 0, r->arena_size[AR_INPUTS]);
 }

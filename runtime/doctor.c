@@ -4,7 +4,8 @@
  * CUDA rows everything works on the CPU; without a compiler or oneDNN nothing
  * does, and the exit code is that of the environment. */
 #define _GNU_SOURCE
-#include "hcrun.h"
+#include "api.h"
+#include "simt.h"
 
 #include <dlfcn.h>
 #include <sched.h>
@@ -16,13 +17,14 @@
 enum { MaxNames = 4 };
 
 /* how a library says its version */
-typedef enum { VER_DNNL, VER_INT, VER_SIZE, VER_PAIR } VersionKind;
+typedef enum { VER_DNNL, VER_INT, VER_SIZE, VER_API } VersionKind;
 
 typedef struct {
 	const char *key, *title;
 	const char *soname[MaxNames];   /* newest first */
 	VersionKind kind;
 	const char *symbol;
+	ApiLibrary api;                 /* VER_API: what the device cuda opens */
 	bool needed;                    /* to train on the CPU */
 	const char *missing;            /* what that means */
 } Library;
@@ -30,18 +32,15 @@ typedef struct {
 static const Library libraries[] = {
 	// clang-format off
 	{"onednn", "oneDNN", {"libdnnl.so.2"},
-	 VER_DNNL, "dnnl_version", true,
+	 VER_DNNL, "dnnl_version", 0, true,
 	 "matrix products on the CPU need it: apt-get install libdnnl2"},
-	{"cuda", "CUDA driver", {"libcuda.so.1"},
-	 VER_INT, "cuDriverGetVersion", false, "no NVIDIA driver: runs on the CPU"},
-	{"nvrtc", "NVRTC", {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"},
-	 VER_PAIR, "nvrtcVersion", false, "CUDA kernels cannot be compiled here"},
-	{"cublaslt", "cuBLASLt", {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"},
-	 VER_SIZE, "cublasLtGetVersion", false, "no matrix products on a GPU"},
+	{"cuda", "CUDA driver", {0}, VER_API, NULL, API_DRIVER, false, NULL},
+	{"nvrtc", "NVRTC", {0}, VER_API, NULL, API_NVRTC, false, NULL},
+	{"cublaslt", "cuBLASLt", {0}, VER_API, NULL, API_CUBLASLT, false, NULL},
 	{"cudnn", "cuDNN", {"libcudnn.so.9", "libcudnn.so.8"},
-	 VER_SIZE, "cudnnGetVersion", false, "optional: attention has a kernel of its own"},
+	 VER_SIZE, "cudnnGetVersion", 0, false, "optional: attention has a kernel of its own"},
 	{"nccl", "NCCL", {"libnccl.so.2"},
-	 VER_INT, "ncclGetVersion", false, "one GPU at most"},
+	 VER_INT, "ncclGetVersion", 0, false, "one GPU at most"},
 	// clang-format on
 };
 enum { NLibrary = sizeof libraries / sizeof *libraries };
@@ -51,7 +50,8 @@ static const char *const isa_names[] = {
 };
 enum { NIsa = sizeof isa_names / sizeof *isa_names };
 
-typedef struct { const char *soname, *version; } Found;  /* NULL: missing */
+/* soname NULL: missing; error: why it is of no use */
+typedef struct { const char *soname, *version, *error; } Found;
 
 typedef struct {
 	Arena *mem;
@@ -61,6 +61,9 @@ typedef struct {
 	long long memory, available;    /* bytes */
 	const char *compiler, *compiler_version;
 	Found library[NLibrary];
+	bool gpu;
+	GpuFacts gpu_facts;
+	const char *cuda, *simt;        /* why these devices do not work, or NULL */
 	const char *cache;
 	long long disk_free;            /* bytes where the cache is */
 } Machine;
@@ -206,7 +209,6 @@ typedef union {
 	void *p;
 	const DnnlVersion *(*dnnl)(void);
 	int (*integer)(int *);
-	int (*pair)(int *, int *);
 	size_t (*size)(void);
 } VersionFn;
 
@@ -215,7 +217,7 @@ library_version(Arena *a, const Library *l, void *handle)
 {
 	VersionFn fn = {.p = dlsym(handle, l->symbol)};
 	const DnnlVersion *d;
-	int v = 0, w = 0;
+	int v = 0;
 
 	if (!fn.p)
 		return "";
@@ -225,13 +227,23 @@ library_version(Arena *a, const Library *l, void *handle)
 		return arena_printf(a, "%d.%d.%d", d->major, d->minor, d->patch);
 	case VER_INT:
 		return fn.integer(&v) == 0 ? arena_printf(a, "%d", v) : "";
-	case VER_PAIR:
-		return fn.pair(&v, &w) == 0 ? arena_printf(a, "%d.%d", v, w)
-		                            : "";
 	case VER_SIZE:
 		return arena_printf(a, "%zu", fn.size());
+	case VER_API:
+		break;
 	}
 	return "";
+}
+
+static void
+find_api(Machine *m, int k)
+{
+	const ApiInfo *i = api_open(libraries[k].api);
+	Found *f = &m->library[k];
+
+	f->error = i->error;
+	f->soname = i->path;
+	f->version = i->major ? arena_printf(m->mem, "%d.%d", i->major, i->minor) : "";
 }
 
 /* Handles stay open: some of these libraries do not survive being closed. */
@@ -242,6 +254,10 @@ find_library(Machine *m, int k)
 	void *handle;
 	int i;
 
+	if (l->kind == VER_API) {
+		find_api(m, k);
+		return;
+	}
 	for (i = 0; i < MaxNames && l->soname[i]; i++) {
 		handle = dlopen(l->soname[i], RTLD_LAZY | RTLD_LOCAL);
 		if (!handle)
@@ -289,10 +305,37 @@ cpu_text(const Machine *m)
 }
 
 static void
+library_text(const Library *l, const Found *f)
+{
+	printf("%-12s ", l->title);
+	if (f->soname)
+		printf("%s  %s%s", f->soname, f->version, f->error ? ": " : "");
+	else
+		printf("missing: ");
+	printf("%s\n", f->error ? f->error : f->soname ? "" : l->missing);
+}
+
+static void
+devices_text(const Machine *m)
+{
+	const GpuFacts *g = &m->gpu_facts;
+	const char *see = NULL;
+	int k;
+
+	for (k = 0; k < NLibrary; k++)
+		if (m->cuda && m->library[k].error == m->cuda)
+			see = libraries[k].title;
+	if (m->gpu)
+		printf("GPU          %s, compute capability %d.%d, %d multiprocessors, %.1f GB\n",
+		       g->name, g->major, g->minor, g->sms, (double)g->memory / 1e9);
+	printf("device cuda  %s%s\n", see ? "does not work: see " : "",
+	       see ? see : m->cuda ? m->cuda : "works");
+	printf("device simt  %s\n", m->simt ? m->simt : "works");
+}
+
+static void
 machine_text(const Machine *m)
 {
-	const Library *l;
-	const Found *f;
 	int k;
 
 	cpu_text(m);
@@ -302,15 +345,9 @@ machine_text(const Machine *m)
 	else
 		printf("compiler     missing: kernels need one: apt-get "
 		       "install gcc libc6-dev\n");
-	for (k = 0; k < NLibrary; k++) {
-		l = &libraries[k];
-		f = &m->library[k];
-		if (f->soname)
-			printf("%-12s %s  %s\n", l->title, f->soname,
-			       f->version);
-		else
-			printf("%-12s missing: %s\n", l->title, l->missing);
-	}
+	for (k = 0; k < NLibrary; k++)
+		library_text(&libraries[k], &m->library[k]);
+	devices_text(m);
 	printf("cache        %s, %.1f GB free\n", m->cache,
 	       (double)m->disk_free / 1e9);
 }
@@ -340,9 +377,28 @@ libraries_json(Buf *b, const Machine *m)
 		           l->needed ? "true" : "false");
 		put_string(b, "soname", f->soname);
 		put_string(b, "version", f->version);
+		put_string(b, "error", f->error);
 		buf_puts(b, "}");
 	}
 	buf_puts(b, "}");
+}
+
+static void
+devices_json(Buf *b, const Machine *m)
+{
+	const GpuFacts *g = &m->gpu_facts;
+
+	buf_puts(b, ",\"gpu\":");
+	if (m->gpu) {
+		buf_puts(b, "{\"name\":");
+		buf_json(b, g->name);
+		buf_printf(b, ",\"capability\":\"%d.%d\",\"multiprocessors\":%d,\"memory\":%zu}",
+		           g->major, g->minor, g->sms, g->memory);
+	} else {
+		buf_puts(b, "null");
+	}
+	put_string(b, "cuda", m->cuda);
+	put_string(b, "simt", m->simt);
 }
 
 static void
@@ -364,6 +420,7 @@ machine_json(const Machine *m)
 	put_string(&b, "compiler", m->compiler);
 	put_string(&b, "compiler_version", m->compiler_version);
 	libraries_json(&b, m);
+	devices_json(&b, m);
 	put_string(&b, "cache", m->cache);
 	buf_printf(&b, ",\"disk_free\":%lld}\n", m->disk_free);
 	fputs(b.s, stdout);
@@ -391,6 +448,9 @@ doctor(bool json)
 	find_compiler(&m);
 	for (k = 0; k < NLibrary; k++)
 		find_library(&m, k);
+	m.gpu = cuda_facts(&m.gpu_facts);
+	m.cuda = cuda_problem();
+	m.simt = simt_missing();
 	m.cache = cache_dir(m.mem);
 	m.disk_free = disk_free(m.mem, m.cache);
 	if (json)

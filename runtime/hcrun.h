@@ -44,8 +44,26 @@ typedef struct {
 	double base;
 } RunTable;
 
-/* hash: SHA-256 of the text as emitted, or NULL; edited: the file differs */
-typedef struct { const char *name, *file, *hash; bool edited; HcKernel *fn; } RunKernel;
+/* What a CUDA kernel takes, in bytes but for registers (per thread). */
+typedef struct {
+	int registers;
+	int stack;                      /* of a thread, spills included */
+	long spills;                    /* bytes stored and loaded for them */
+	long smem;                      /* static shared memory */
+	long code;
+} KernelResources;
+
+typedef struct {
+	const char *name, *file;
+	const char *hash;               /* SHA-256 of the text as emitted, or NULL */
+	bool edited;                    /* the file differs from that */
+	HcKernel *fn;                   /* target cpu */
+	int threads;                    /* target cuda: of a block */
+	long smem;                      /* dynamic shared memory */
+	void *handle;                   /* of the device */
+	bool measured;                  /* res holds */
+	KernelResources res;
+} RunKernel;
 
 typedef struct { Place at; Dtype dt; long ld; } Mat;
 
@@ -59,11 +77,13 @@ typedef struct {
 	int narg;
 	struct { enum { ARG_PLACE, ARG_INT, ARG_FLOAT } kind;
 	         Place at; long i; double f; } *arg;
-	HcArg *bound;                   /* arg with addresses filled in */
+	HcArg *bound;                   /* arg with addresses of the device */
+	void **param;                   /* cuda: where each of bound stands */
 	/* ST_GEMM */
 	bool ta, tb, acc;
 	long m, n, k;
 	Mat a, b, c;
+	void *plan;                     /* of the device */
 	/* ST_COPY: c.at <- a.at, m bytes */
 } RunStep;
 
@@ -73,10 +93,26 @@ typedef struct { const char *name; long tokens; int nstep; RunStep *step; } RunP
 
 typedef struct Pool Pool;
 typedef struct Gemm Gemm;
+typedef struct Device Device;
+
+enum { TARGET_CPU, TARGET_CUDA };       /* what was emitted; as in gen/hcgen.h */
+enum { DEV_AUTO = -1, DEV_CPU, DEV_SIMT, DEV_CUDA, NDevice };
+
+/* Bytes of global memory that one launch touched, as simt counts them. */
+typedef struct { double load_unique, load_issued, store_unique, store_issued; } RunBytes;
+
+/* Of simt, set between run_load and run_open. */
+typedef struct {
+	bool check;                     /* bounds, races, shared memory */
+	unsigned long seed;             /* of the order in which threads run */
+	void (*bytes)(void *ctx, const RunStep *s, const RunBytes *b);  /* or NULL */
+	void *bytes_ctx;
+} RunOpts;
 
 typedef struct Run {
 	Arena *mem;                     /* host structures live here */
 	const char *dir;                /* emitted directory */
+	int target;
 	const char *name, *spec_hash;
 	int layers, lanes, width, vocab, padded;
 	long tokens, seq, micro;        /* tokens per micro-batch */
@@ -95,7 +131,11 @@ typedef struct Run {
 	const char **trainfile, **valfile;
 
 	size_t arena_size[NArena];
-	char *arena[NArena];            /* 256-byte aligned */
+	/* Host memory, 256-byte aligned.  cpu and simt work on it.  cuda has
+	 * its own, and here a mirror that run_put and run_get move from and to;
+	 * of weights, moments and acts only once run_host asked for it. */
+	char *arena[NArena];
+	uintptr_t base[NArena];         /* the arenas as kernels see them */
 	int nparam, ninput, ntable, nkernel;
 	RunParam *param;
 	RunInput *input;
@@ -105,6 +145,11 @@ typedef struct Run {
 	Place logits;                   /* output of the logits program */
 	long logits_ld;
 
+	RunOpts opts;
+	int device;                     /* DEV_… */
+	const Device *ops;
+	void *dev;                      /* of the device */
+	double *mark;                   /* cpu and simt: clock at marks */
 	Pool *pool;
 	Gemm *gemm;
 	void *lib;                      /* compiled kernels */
@@ -115,12 +160,84 @@ typedef struct Run {
  * kernels existing, counts bounded.  die()s with the line on damage. */
 Run *run_load(const char *dir);
 
-/* Allocate arenas, compile and load kernels, start threads, fill tables.
- * nthreads 0: all cores.  die()s with a message on failure. */
-void run_open(Run *r, int nthreads);
-void run_close(Run *r);                 /* releases everything, frees r */
 void *run_at(const Run *r, Place p);    /* host address */
 const RunParam *run_param(const Run *r, const char *name);     /* or NULL */
+
+/* device.c: where a Run executes */
+
+/* Everything that differs between devices.  Work is queued and done in order;
+ * put, fetch, sync, inputs and forget are NULL where host memory is worked on. */
+struct Device {
+	const char *name;
+	int target;                     /* that it executes */
+	void (*open)(Run *r, int nthreads);     /* memory zeroed, steps bound */
+	void (*close)(Run *r);
+	void (*launch)(Run *r, RunStep *s);
+	void (*gemm)(Run *r, RunStep *s);
+	void (*copy)(Run *r, RunStep *s);
+	void (*zero)(Run *r, int arena);
+	void (*put)(Run *r, int arena, size_t off, size_t n);
+	void (*fetch)(Run *r, int arena, size_t off, size_t n);
+	void (*sync)(Run *r);
+	void (*inputs)(Run *r);         /* the mirror of inputs may be written */
+	void (*host)(Run *r, int arena);        /* a mirror is wanted */
+	void (*forget)(Run *r, int arena);      /* it no longer is */
+	void (*mark)(Run *r, int i);    /* a point in the queue, i from 0 */
+	double (*between)(Run *r, int i);       /* seconds from mark i to i + 1 */
+	void (*memory)(const Run *r, FILE *f);  /* lines below the arenas */
+};
+extern const Device device_cpu, device_simt, device_cuda;
+
+/* name: auto, cpu, simt, cuda, or NULL for auto.  die()s for other names, and
+ * for cuda where it cannot work. */
+int device_pick(const char *name);
+int device_target(int device);          /* TARGET_… to emit for it */
+const char *device_name(int device);
+/* Allocate arenas, compile and load kernels, start threads, fill tables.
+ * DEV_AUTO: the best device here for what was emitted.  nthreads 0: all cores.
+ * die()s with a message on failure. */
+void run_open(Run *r, int device, int nthreads);
+void run_close(Run *r);                 /* releases everything, frees r */
+void run_bind(Run *r);                  /* arguments to addresses in base */
+void run_put(Run *r, int arena, size_t off, size_t n);  /* host -> device, queued */
+void run_get(Run *r, int arena, size_t off, size_t n);  /* device -> host, done */
+void run_fetch(Run *r, int arena, size_t off, size_t n);/* the same; run_sync ends it */
+void run_zero(Run *r, int arena);       /* on the device and in the mirror */
+void run_sync(Run *r);                  /* all that was queued is done */
+char *run_host(Run *r, int arena);      /* arena[], made if it was not there */
+void run_forget(Run *r, int arena);     /* a mirror's memory can go */
+void run_inputs(Run *r);                /* call before writing to inputs */
+void arenas_map(Run *r);                /* arena.c: host memory for all */
+void arenas_unmap(Run *r);
+char *arena_map(const char *what, size_t nbytes);       /* NULL for none */
+
+/* cpu.c: what simt shares */
+void cpu_gemm(Run *r, RunStep *s);
+void cpu_copy(Run *r, RunStep *s);
+void cpu_zero(Run *r, int arena);
+void cpu_mark(Run *r, int i);
+double cpu_between(Run *r, int i);
+void cpu_gemm_open(Run *r);             /* and prepare every product */
+
+/* cubin.c */
+bool cubin_resources(const void *cubin, size_t n, const char *kernel,
+                     KernelResources *out);
+/* resources.c */
+const char *kernel_site(const Run *r, int k);           /* its first launch */
+void run_resources(const Run *r, FILE *f);
+int compile_report(const char *dir, int narch, const char *const *arch, bool json,
+                   FILE *out);
+
+/* cuda_dev.c: false when no GPU can be used; why, if there is one, else NULL */
+bool cuda_usable(const char **why);
+void cuda_need(void);                   /* die()s with the reason */
+const char *cuda_problem(void);         /* the reason, or NULL */
+typedef struct { char name[256]; int major, minor, sms; size_t memory; } GpuFacts;
+bool cuda_facts(GpuFacts *g);           /* of the first GPU; false: there is none */
+const char *cuda_name(const Run *r);    /* of the GPU */
+/* bytes per second of a copy on the device, read and written */
+double cuda_copy_speed(Run *r);
+
 /* memory.c: the arenas as planned; what the process holds, by cause */
 void run_memory(const Run *r, FILE *f);
 void run_memory_process(const Run *r, FILE *f);
@@ -168,6 +285,8 @@ char *cache_path(Arena *a, const char *dir, const char *key, const char *suffix)
 /* compile.c: kernels/ *.c -> one shared object, cached by content hash */
 void compile_kernels(Run *r);           /* fills kernel[].fn, lib */
 void compile_close(Run *r);
+/* The text of a kernel; sets edited and counts it in nedited. */
+char *kernel_read(Run *r, int k, Arena *mem, size_t *n);
 
 /* launch.c */
 void run_program(Run *r, int prog);     /* all steps, in order */
@@ -230,7 +349,7 @@ typedef struct { Arena *mem; int n; StTensor *t; } StFile;
 StFile *st_read(const char *path);      /* die()s; every length is checked */
 void st_close(StFile *f);
 void st_write(const char *path, int n, const StTensor *t);     /* atomic; die()s */
-void params_save(const Run *r, const char *path);
+void params_save(Run *r, const char *path);
 /* by name; a missing, extra or misshapen tensor is an error that names it */
 void params_load(Run *r, const char *path);
 
@@ -242,13 +361,14 @@ typedef struct {
 	const char *params;     /* start from these, or NULL */
 	int nthreads;
 	bool quiet, json;
+	int device;             /* DEV_… */
 } TrainOpts;
 int train(const TrainOpts *o);
 double run_sched(const Run *r, long t); /* sched(t) of docs/spec.md */
 int sample(const char *rundir, const char *prompt, long n, double temperature,
-           long long seed, int nthreads);
+           long long seed, int device, int nthreads);
 int doctor(bool json);
-int bench(const char *dir, long steps, int nthreads);   /* bench.c */
+int bench(const char *dir, long steps, int device, int nthreads);       /* bench.c */
 void cpu_model(Buf *b);                 /* doctor.c */
 
 /* log.c: the terminal, and metrics.jsonl in the run directory */

@@ -99,6 +99,7 @@ run_init_params(Run *r, long long seed)
 
 	for (i = 0; i < r->nparam; i++)
 		init_param(r, &r->param[i], seed);
+	run_put(r, AR_PARAMS, 0, r->arena_size[AR_PARAMS]);
 	run_sync_weights(r);
 }
 
@@ -131,6 +132,9 @@ run_sync_weights(Run *r)
 	Round a;
 	int i;
 
+	if (r->arena_size[AR_WEIGHTS] == 0)
+		return;
+	run_host(r, AR_WEIGHTS);
 	for (i = 0; i < r->nparam; i++) {
 		p = &r->param[i];
 		if (p->weights.arena < 0)
@@ -140,6 +144,8 @@ run_sync_weights(Run *r)
 		a.n = p->n;
 		pool_run(r->pool, round_item, &a, blocks(p->n));
 	}
+	run_put(r, AR_WEIGHTS, 0, r->arena_size[AR_WEIGHTS]);
+	run_forget(r, AR_WEIGHTS);
 }
 
 static void
@@ -168,4 +174,5 @@ run_fill_tables(Run *r)
 		a.dst = run_at(r, a.table->at);
 		pool_run(r->pool, table_item, &a, a.table->positions);
 	}
+	run_put(r, AR_TABLES, 0, r->arena_size[AR_TABLES]);
 }

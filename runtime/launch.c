@@ -1,68 +1,18 @@
 /* Executes the steps of a program, in order. */
-#define _POSIX_C_SOURCE 200809L
 #include "hcrun.h"
 
-#include <string.h>
-#include <time.h>
-
-typedef struct { HcKernel *fn; const HcArg *arg; } Launch;
-
-enum { CopyBlock = 1 << 18 };   /* picked arbitrarily */
-
-typedef struct { char *dst; const char *src; size_t nbytes; } Copy;
-
-static double
-seconds(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void
-launch_item(void *arg, long item)
+run_step(Run *r, RunStep *s)
 {
-	const Launch *l = arg;
-
-	l->fn(l->arg, item);
-}
-
-static void
-copy_item(void *arg, long item)
-{
-	const Copy *c = arg;
-	size_t off = (size_t)item * CopyBlock, n = c->nbytes - off;
-
-	memcpy(c->dst + off, c->src + off, n < CopyBlock ? n : CopyBlock);
-}
-
-static void
-run_copy(Run *r, const RunStep *s)
-{
-	Copy c = {run_at(r, s->c.at), run_at(r, s->a.at), (size_t)s->m};
-
-	pool_run(r->pool, copy_item, &c, (s->m + CopyBlock - 1) / CopyBlock);
-}
-
-static void
-run_step(Run *r, const RunStep *s)
-{
-	Launch l;
-
 	switch (s->kind) {
 	case ST_LAUNCH:
-		l = (Launch){r->kernel[s->kernel].fn, s->bound};
-		pool_run(r->pool, launch_item, &l, s->items);
+		r->ops->launch(r, s);
 		break;
 	case ST_GEMM:
-		gemm_run(r->gemm, s->ta, s->tb, s->acc, s->m, s->n, s->k,
-		         run_at(r, s->a.at), s->a.dt, s->a.ld,
-		         run_at(r, s->b.at), s->b.dt, s->b.ld,
-		         run_at(r, s->c.at), s->c.dt, s->c.ld);
+		r->ops->gemm(r, s);
 		break;
 	case ST_COPY:
-		run_copy(r, s);
+		r->ops->copy(r, s);
 		break;
 	}
 }
@@ -85,6 +35,7 @@ run_program_each(Run *r, int prog, void (*after)(void *, int), void *ctx)
 
 	for (i = 0; i < p->nstep; i++) {
 		run_step(r, &p->step[i]);
+		run_sync(r);
 		after(ctx, i);
 	}
 }
@@ -93,15 +44,14 @@ void
 run_program_timed(Run *r, int prog, double *t)
 {
 	RunProg *p = &r->prog[prog];
-	double start, end;
 	int i;
 
-	start = seconds();
+	r->ops->mark(r, 0);
 	for (i = 0; i < p->nstep; i++) {
 		run_step(r, &p->step[i]);
-		end = seconds();
-		if (t)
-			t[i] += end - start;
-		start = end;
+		r->ops->mark(r, i + 1);
 	}
+	run_sync(r);
+	for (i = 0; t && i < p->nstep; i++)
+		t[i] += r->ops->between(r, i);
 }

@@ -183,7 +183,13 @@ log_start(Log *l, int nthreads)
 	buf_json(&b, r->name);
 	buf_puts(&b, ",\"spec\":");
 	buf_json(&b, r->spec_hash);
-	buf_puts(&b, ",\"device\":\"cpu\",\"cpu\":");
+	buf_puts(&b, ",\"device\":");
+	buf_json(&b, device_name(r->device));
+	if (r->device == DEV_CUDA) {
+		buf_puts(&b, ",\"gpu\":");
+		buf_json(&b, cuda_name(r));
+	}
+	buf_puts(&b, ",\"cpu\":");
 	cpu_json(&b);
 	buf_printf(&b, ",\"threads\":%d,\"seed\":%lld,\"steps\":%ld,"
 	           "\"tokens_per_step\":%ld,\"edited_kernels\":%d", nthreads,

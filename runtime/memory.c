@@ -22,8 +22,11 @@ run_memory(const Run *r, FILE *f)
 		memory_row(f, arena_names[i], r->arena_size[i]);
 		sum += r->arena_size[i];
 	}
-	memory_row(f, "gemm scratch", scratch);
+	if (r->gemm)
+		memory_row(f, "gemm scratch", scratch);
 	memory_row(f, "sum", sum + scratch);
+	if (r->ops && r->ops->memory)
+		r->ops->memory(r, f);
 }
 
 enum { M_ARENAS, M_SHARDS, M_KERNELS, M_LIBRARIES, M_REST, NMemory };

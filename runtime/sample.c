@@ -82,7 +82,7 @@ params_path(Arena *a, const char *rundir)
 }
 
 static void
-model_open(Sampler *s, const char *rundir, int nthreads)
+model_open(Sampler *s, const char *rundir, int device, int nthreads)
 {
 	const char *params = params_path(s->mem, rundir);
 	const char *spec = run_fact(s->mem, rundir, "spec");
@@ -92,7 +92,7 @@ model_open(Sampler *s, const char *rundir, int nthreads)
 		fprintf(stderr, "hcgen: %s was trained with another spec than "
 		        "the one in %s now; `hcgen emit` the old one to be "
 		        "sure\n", rundir, s->r->dir);
-	run_open(s->r, nthreads);
+	run_open(s->r, device, nthreads);
 	params_load(s->r, params);
 	run_sync_weights(s->r);
 }
@@ -302,6 +302,9 @@ logits_run(Sampler *s)
 	memcpy(s->window, s->token + (s->n - n), (size_t)n * sizeof(int32_t));
 	inputs_fill(r, s->window, NULL, r->seq);
 	run_program(r, PROG_LOGITS);
+	run_get(r, r->logits.arena,
+	        r->logits.off + (size_t)((n - 1) * r->logits_ld) * sizeof *logit,
+	        (size_t)r->vocab * sizeof *logit);
 	logit = (const float *)run_at(r, r->logits) + (n - 1) * r->logits_ld;
 	for (i = 0; i < r->vocab; i++)
 		if (!isfinite(logit[i]))
@@ -327,10 +330,10 @@ tokens_draw(Sampler *s, long n)
 }
 
 static void
-sampler_open(Sampler *s, const char *rundir, int nthreads)
+sampler_open(Sampler *s, const char *rundir, int device, int nthreads)
 {
 	s->mem = arena_new("sample");
-	model_open(s, rundir, nthreads);
+	model_open(s, rundir, device, nthreads);
 	s->bytes = s->r->vocab == ByteVocab && s->r->bos == ByteBos;
 	s->bos = s->r->bos < s->r->vocab ? s->r->bos : -1;
 	s->window = NEWN(s->mem, int32_t, s->r->seq);
@@ -339,7 +342,7 @@ sampler_open(Sampler *s, const char *rundir, int nthreads)
 
 int
 sample(const char *rundir, const char *prompt, long n, double temperature,
-       long long seed, int nthreads)
+       long long seed, int device, int nthreads)
 {
 	Sampler s = {.temperature = temperature};
 	long i;
@@ -350,7 +353,7 @@ sample(const char *rundir, const char *prompt, long n, double temperature,
 	if (!(temperature >= 0 && temperature < 1e6))
 		die("sample: temperature %g, expected 0 (the most likely token) "
 		    "or more", temperature);
-	sampler_open(&s, rundir, nthreads);
+	sampler_open(&s, rundir, device, nthreads);
 	prompt_read(&s, prompt ? prompt : "", n);
 	draw_seed(&s, seed);
 	for (i = s.bos >= 0; i < s.n; i++)

@@ -579,13 +579,14 @@ fail:
 /* parameters */
 
 void
-params_save(const Run *r, const char *path)
+params_save(Run *r, const char *path)
 {
 	Arena *mem = arena_new("params_save");
 	StTensor *t = NEWN(mem, StTensor, r->nparam);
 	const RunParam *p;
 	int i, k;
 
+	run_get(r, AR_PARAMS, 0, r->arena_size[AR_PARAMS]);
 	for (i = 0; i < r->nparam; i++) {
 		p = &r->param[i];
 		t[i].name = p->name;
@@ -697,6 +698,7 @@ params_load(Run *r, const char *path)
 	}
 	for (i = 0; i < r->nparam; i++)
 		load_tensor(r, &r->param[i], st_find(f, r->param[i].name));
+	run_put(r, AR_PARAMS, 0, r->arena_size[AR_PARAMS]);
 	run_sync_weights(r);
 	st_close(f);
 }

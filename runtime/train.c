@@ -114,7 +114,9 @@ batch_run(Train *t, Data *d, int program)
 	run_program(r, program);
 }
 
-/* see docs/emitted.md for the words of sched and result */
+/* see docs/emitted.md for the words of sched and result.  A device is asked
+ * once, at the end: after a loss that is not finite the parameters are of no
+ * use, and the run ends. */
 static LogStep
 step_run(Train *t)
 {
@@ -129,14 +131,18 @@ step_run(Train *t)
 	sched[1] = (float)(t->step + 1);
 	sched[2] = (float)(1.0 / (double)all);
 	result[0] = 0;
-	memset(r->arena[AR_GRADS], 0, r->arena_size[AR_GRADS]);
+	run_put(r, AR_SCHED, 0, 3 * sizeof *sched);
+	run_put(r, AR_RESULT, 0, sizeof *result);
+	run_zero(r, AR_GRADS);
 	for (i = 0; i < r->micro; i++)
 		batch_run(t, t->data, PROG_TRAIN);
+	run_program(r, PROG_UPDATE);
+	run_fetch(r, AR_RESULT, 0, sizeof *result);
+	run_fetch(r, AR_SCHED, 0, 5 * sizeof *sched);
+	run_sync(r);
 	s.loss = result[0] / (double)all;
-	if (isfinite(s.loss)) {
-		run_program(r, PROG_UPDATE);
+	if (isfinite(s.loss))
 		s.norm = (double)sched[4];
-	}
 	s.seconds = seconds() - began;
 	return s;
 }
@@ -167,10 +173,12 @@ validate(Train *t)
 
 	data_rewind(t->val);
 	result[0] = 0;
+	run_put(t->r, AR_RESULT, 0, sizeof *result);
 	for (i = 0; i < t->val_batches && !stopping; i++)
 		batch_run(t, t->val, PROG_EVAL);
 	if (i < t->val_batches)
 		return true;    /* of no use when it is not of all tokens */
+	run_get(t->r, AR_RESULT, 0, sizeof *result);
 	loss = result[0] / (double)n;
 	log_val(t->log, t->step, loss, n, seconds() - began);
 	if (!isfinite(loss))
@@ -289,6 +297,31 @@ params_prepare(Train *t)
 	run_sync_weights(r);
 }
 
+/* what NVRTC made of the kernels, beside what becomes of them */
+static void
+resources_write(const Train *t)
+{
+	const char *path = arena_printf(t->mem, "%s/resources.txt", t->o->run);
+	FILE *f;
+
+	if (t->r->device != DEV_CUDA)
+		return;
+	f = fopen(path, "we");
+	if (f)
+		run_resources(t->r, f);
+	if (!f || ferror(f) || fclose(f) != 0)
+		die("%s: %s; choose a run directory that can be written", path,
+		    strerror(errno));
+}
+
+static const char *
+device_text(const Train *t)
+{
+	if (t->r->device == DEV_CUDA)
+		return cuda_name(t->r);
+	return arena_printf(t->mem, "%d threads", pool_threads(t->r->pool));
+}
+
 static void
 train_open(Train *t)
 {
@@ -301,14 +334,14 @@ train_open(Train *t)
 	t->log = log_open(t->mem, t->r, t->o);
 	if (t->r->steps > 0)
 		data_prepare(t);
-	run_open(t->r, t->o->nthreads);
+	run_open(t->r, t->o->device, t->o->nthreads);
+	resources_write(t);
 	params_prepare(t);
 	for (i = 0; i < t->r->nparam; i++)
 		n += t->r->param[i].n;
 	if (text)
-		printf("%s: %.2f M parameters in %d tensors, %d threads\n",
-		       t->r->name, (double)n / 1e6, t->r->nparam,
-		       pool_threads(t->r->pool));
+		printf("%s: %.2f M parameters in %d tensors, %s\n", t->r->name,
+		       (double)n / 1e6, t->r->nparam, device_text(t));
 	if (text)
 		run_memory(t->r, stdout);
 	if (text && t->r->nedited)

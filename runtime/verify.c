@@ -41,6 +41,7 @@ typedef struct {
 	int bad;
 	double worst_f32, worst_bf16;
 	int nstep;
+	RunBytes *bytes;        /* simt: of each kernel's first launch */
 } Verify;
 
 /* memory of the run */
@@ -203,6 +204,20 @@ judge(Verify *v, int step, const struct Out *out)
 	       v->p->buf[out->id].name, rel, tol);
 }
 
+/* what a step may have written, where the interpreter can read it */
+static void
+fetch(Verify *v)
+{
+	static const int arena[] = { A_ACTS, A_GRADS, A_SCHED, A_RESULT };
+	size_t i;
+
+	for (i = 0; i < sizeof arena / sizeof *arena; i++) {
+		run_host(v->r, arena[i]);
+		run_fetch(v->r, arena[i], 0, v->r->arena_size[arena[i]]);
+	}
+	run_sync(v->r);
+}
+
 static void
 after_step(void *ctx, int i)
 {
@@ -210,6 +225,7 @@ after_step(void *ctx, int i)
 	const Access m = { v, real_get, real_put, real_get_sum, real_put_sum };
 	int j;
 
+	fetch(v);
 	v->s = &v->p->step[i];
 	v->nout = 0;
 	interp_step(v->I, v->p, v->s, &m);
@@ -262,6 +278,7 @@ random_params(Verify *v, uint64_t *s)
 			p[i] = (float)(x + std * normal(s));
 		}
 	}
+	run_put(v->r, A_PARAMS, 0, v->r->arena_size[A_PARAMS]);
 }
 
 static void
@@ -336,6 +353,31 @@ remove_run_dir(void)
 	buf_free(&kernels);
 }
 
+/* simt: what a launch moved, kept for the table of bytes */
+static void
+on_bytes(void *ctx, const RunStep *s, const RunBytes *b)
+{
+	Verify *v = ctx;
+
+	if (v->bytes[s->kernel].load_issued + v->bytes[s->kernel].store_issued == 0)
+		v->bytes[s->kernel] = *b;
+}
+
+/* global memory of each kernel's first launch: distinct bytes, and all of them */
+static void
+print_bytes(const Verify *v)
+{
+	int i;
+
+	printf("%-52s %12s %12s %12s %12s\n", "bytes of one launch", "loaded", "issued",
+	       "stored", "issued");
+	for (i = 0; i < v->r->nkernel; i++)
+		if (v->bytes[i].load_issued + v->bytes[i].store_issued > 0)
+			printf("%-52s %12.0f %12.0f %12.0f %12.0f\n", v->r->kernel[i].name,
+			       v->bytes[i].load_unique, v->bytes[i].load_issued,
+			       v->bytes[i].store_unique, v->bytes[i].store_issued);
+}
+
 static void
 open_run(Verify *v)
 {
@@ -345,7 +387,12 @@ open_run(Verify *v)
 	atexit(remove_run_dir);
 	bundle_write(v->b, run_dir);
 	v->r = run_load(run_dir);
-	run_open(v->r, v->o->threads);
+	if (v->o->device == DEV_SIMT) {
+		v->bytes = NEWN(v->a, RunBytes, v->r->nkernel);
+		v->r->opts = (RunOpts){ .check = true, .seed = (unsigned long)v->o->seed + 1,
+		                        .bytes = on_bytes, .bytes_ctx = v };
+	}
+	run_open(v->r, v->o->device, v->o->threads);
 }
 
 static void
@@ -353,10 +400,11 @@ begin_step(Verify *v, long tokens)
 {
 	float *sched = (float *)(void *)v->r->arena[A_SCHED];
 
-	memset(v->r->arena[A_GRADS], 0, v->r->arena_size[A_GRADS]);
-	memset(v->r->arena[A_RESULT], 0, v->r->arena_size[A_RESULT]);
+	run_zero(v->r, A_GRADS);
+	run_zero(v->r, A_RESULT);
 	sched[0] = sched[1] = 1;
 	sched[2] = 1 / (float)tokens;
+	run_put(v->r, A_SCHED, 0, 3 * sizeof *sched);
 }
 
 static void
@@ -442,7 +490,7 @@ verify_random(Verify *v)
 	int32_t *tok;
 	int j;
 
-	v->b = generate(v->a, shrink(v, v->o->rows), 0, TO_CPU, "");
+	v->b = generate(v->a, shrink(v, v->o->rows), 0, device_target(v->o->device), "");
 	v->m = v->b->model;
 	v->p = v->b->plan[PLAN_TRAIN];
 	open_run(v);
@@ -464,6 +512,8 @@ verify_random(Verify *v)
 	       v->nstep, v->p->T, v->worst_f32, tol_f32, v->worst_bf16, tol_bf16);
 	compare_gradients(v);
 	interp_free(v->I);
+	if (v->bytes && v->o->bytes)
+		print_bytes(v);
 	run_close(v->r);
 	printf("%s: %s\n", v->m->spec->name, v->bad ? "FAILED" : "verified");
 	return v->bad ? EX_NUMERICS : EX_OK;
@@ -482,6 +532,9 @@ logits_of(Verify *v, const int32_t *tok, StTensor *t)
 	for (r = 0; r < T; r += m->seq) {
 		inputs_fill(v->r, tok + r, NULL, m->seq);
 		run_program(v->r, PROG_LOGITS);
+		run_host(v->r, v->r->logits.arena);
+		run_get(v->r, v->r->logits.arena, v->r->logits.off,
+		        (size_t)(m->seq * v->r->logits_ld) * sizeof *l);
 		for (i = 0; i < m->seq; i++)
 			memcpy(all + (r + i) * m->V, l + i * v->r->logits_ld,
 			       (size_t)m->V * sizeof *all);
@@ -560,6 +613,7 @@ run_once(Verify *v, const int32_t *tok)
 
 	begin_step(v, v->p->T);
 	run_program(v->r, PROG_TRAIN);
+	fetch(v);
 	loss = *(const double *)(const void *)v->r->arena[A_RESULT] / (double)v->p->T;
 	loss32 = (float)loss;
 	t = gradient_tensors(v, NULL, &loss32, NULL);
@@ -576,7 +630,7 @@ verify_user(Verify *v)
 	int32_t *tok;
 	double loss;
 
-	v->b = generate(v->a, v->m, 0, TO_CPU, "");
+	v->b = generate(v->a, v->m, 0, device_target(v->o->device), "");
 	v->p = v->b->plan[PLAN_TRAIN];
 	open_run(v);
 	params_load(v->r, v->o->params);

@@ -39,15 +39,15 @@ void @KERNEL@(
 	int j0 = -((t0 - attn_lo(docstart, win, t0) + BK - 1) / BK * BK);
 	int now = 0;                                     // where in kv the tile of j0 is
 
-	k += t0 * ks + g * D;
-	v += t0 * vs + g * D;
+	k += g * D;
+	v += g * D;
 	attn_load<BQ, D, PITCH>(qb, attn_piece<D>(q + h * D, t0, qs), qs, end);
-	attn_load<BK, D, PITCH>(kv, attn_piece<D>(k, j0, ks), ks, end - j0);
-	attn_load<BK, D, PITCH>(kv + BK * PITCH, attn_piece<D>(v, j0, vs), vs, end - j0);
+	attn_load<BK, D, PITCH>(kv, attn_piece<D>(k, t0 + j0, ks), ks, end - j0);
+	attn_load<BK, D, PITCH>(kv + BK * PITCH, attn_piece<D>(v, t0 + j0, vs), vs, end - j0);
 	cp_async_commit();
 
 	// rows of this warp, t .. t + 31; of this lane, t + 8 i + lane / 4; those beyond the sequence see what its last row sees
-	const int t = warp * 32;
+	const int t = (int)threadIdx.x & 96;
 	float acc[MT][ND][4];
 
 	if (threadIdx.x == 0)
@@ -73,8 +73,8 @@ void @KERNEL@(
 		if (j0 + BK < end) {
 			bf16 *next = kv + 2 * BK * PITCH - now;
 
-			attn_load<BK, D, PITCH>(next, attn_piece<D>(k, j0 + BK, ks), ks, end - j0 - BK);
-			attn_load<BK, D, PITCH>(next + BK * PITCH, attn_piece<D>(v, j0 + BK, vs), vs, end - j0 - BK);
+			attn_load<BK, D, PITCH>(next, attn_piece<D>(k, t0 + j0 + BK, ks), ks, end - j0 - BK);
+			attn_load<BK, D, PITCH>(next + BK * PITCH, attn_piece<D>(v, t0 + j0 + BK, vs), vs, end - j0 - BK);
 			cp_async_commit();
 		}
 		if (j0 > t + 31 || j0 + BK <= lo[warp * 32])

@@ -6,7 +6,7 @@ __device__ __forceinline__ const bf16 *attn_piece(const bf16 *src, int row, int 
 {
 	enum { PIECES = (D + 15) / 16 * 2 };
 
-	return src + (long)(row + (int)(threadIdx.x / PIECES)) * stride + threadIdx.x % PIECES * 8;
+	return src + ((long)(row + (int)(threadIdx.x / PIECES)) * stride + threadIdx.x % PIECES * 8);
 }
 
 // Starts the copy of ROWS rows into a tile; src is this thread's attn_piece. Rows from n on and channels from D on

@@ -659,7 +659,7 @@ test_manifest_damage(Arena *mem)
 		{"no_header", "hcgen-manifest 1\n", "", ":1: expected"},
 		{"name", "name tiny", "name ../x", ":2: name"},
 		{"hash", "0123456789abcdef0123", "z", ":3: "},
-		{"target", "target cpu", "target cuda", "emitted for cuda"},
+		{"target", "target cpu", "target gpu", "is not a target"},
 		{"negative_size", "arena acts 4096", "arena acts -1",
 		 ":18: size: -1"},
 		{"huge_size", "arena acts 4096",
@@ -881,7 +881,7 @@ open_it(void *arg)
 	Run *r = run_load(dir);
 
 	(void)arg;
-	run_open(r, 2);
+	run_open(r, DEV_CPU, 2);
 	run_close(r);
 }
 
@@ -890,7 +890,7 @@ load_params(void *path)
 {
 	Run *r = run_load(dir);
 
-	run_open(r, 1);
+	run_open(r, DEV_CPU, 1);
 	params_load(r, path);
 	run_close(r);
 }
@@ -1028,7 +1028,7 @@ test_run(void)
 	write_manifest(mem, "name tiny", "name tiny");
 	test_manifest_good();
 	r = run_load(dir);
-	run_open(r, 2);
+	run_open(r, DEV_CPU, 2);
 	test_init(r);
 	test_program(r);
 	test_params(mem, r);

@@ -91,6 +91,27 @@ proc_address(void)
 	WANT(old(), CUDA_ERROR_INVALID_VALUE);
 }
 
+/* All that the runtime asks for (runtime/api.def), by its names and versions. */
+static void
+every_entry_of_the_runtime(void)
+{
+	static const struct { const char *library, *name; int version; } entry[] = {
+#define FN(library, name, version, result, parameters) { #library, #name, version },
+#include "../../runtime/api.def"
+	};
+	Driver d = open_driver();
+	void *nvrtc = open_library("libnvrtc.so.13"), *lt = open_library("libcublasLt.so.13"), *p;
+
+	for (size_t i = 0; i < sizeof entry / sizeof *entry; i++) {
+		if (strcmp(entry[i].library, "DRIVER") == 0)
+			WANT(d.get(entry[i].name, &p, entry[i].version, 1, NULL), 0);
+		else
+			p = dlsym(strcmp(entry[i].library, "NVRTC") == 0 ? nvrtc : lt, entry[i].name);
+		EXPECT(p, "no %s of version %d", entry[i].name, entry[i].version);
+	}
+	EXPECT(!strstr(noted(), "cuGetProcAddress"), "%s", noted());
+}
+
 static void
 old_driver(void)
 {
@@ -517,6 +538,7 @@ main(void)
 	run_case("attributes-of-an-h200", "", attributes_of_an_h200);
 	run_case("names-of-errors", "", names_of_errors);
 	run_case("proc-address", "", proc_address);
+	run_case("every-entry-of-the-runtime", "", every_entry_of_the_runtime);
 	run_case("old-driver", "old_driver=12020", old_driver);
 	run_case("no-device", "no_device", no_device);
 	run_case("stub", "stub", stub);

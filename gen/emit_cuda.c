@@ -54,10 +54,10 @@ maps_text(const Kern *k, Buf *b)
 	const Map *m = &k->map;
 
 	if (m->loop && m->rows > 1)
-		buf_printf(b, "// maps      warp = every %s'th row (%d rows at a time in a block), ",
-		           "P", m->rows);
+		buf_printf(b, "// maps      warp = every %dG'th row (grid G, %d rows at a time), ",
+		           m->rows, m->rows);
 	else if (m->loop)
-		buf_puts(b, "// maps      block = every P'th row (grid P), ");
+		buf_puts(b, "// maps      block = every G'th row (grid G), ");
 	else if (m->rows > 1)
 		buf_printf(b, "// maps      warp = row, %d in a block (grid T/%d), ", m->rows,
 		           m->rows);
@@ -95,13 +95,14 @@ parameter_text(const Kern *k, const Par *p, bool last, Buf *b)
 	const char *what = p->kind == P_OUT || p->kind == P_IN ? "" : p->what;
 	char s[256];
 
-	if (p->kind == P_ROWS)
-		snprintf(s, sizeof s, "    long T%s", last ? ")" : ",");
+	if (p->kind == P_ROWS || p->kind == P_PARTS)
+		snprintf(s, sizeof s, "    long %c%s", p->kind == P_ROWS ? 'T' : 'P', last ? ")" : ",");
 	else
 		snprintf(s, sizeof s, "    %s%-5s *__restrict__ %s%s", out ? "      " : "const ",
 		         c_type(p->dt), p->name, last ? ")" : ",");
-	buf_printf(b, "%-56s // %-10s %s", s, p->kind == P_ROWS ? "rows" : p->shape ? p->shape : "",
-	           p->kind == P_ROWS ? "" : what);
+	buf_printf(b, "%-56s // %-10s %s", s, p->kind == P_ROWS ? "rows" : p->kind == P_PARTS ?
+	           "partials per sum" : p->shape ? p->shape : "", p->kind == P_ROWS || p->kind == P_PARTS ?
+	           "" : what);
 	while (b->s[b->len - 1] == ' ')
 		b->s[--b->len] = 0;
 	buf_puts(b, "\n");
@@ -113,8 +114,10 @@ signature_text(const Kern *k, Buf *b)
 {
 	int i;
 
-	buf_printf(b, "\nextern \"C\" __global__ __launch_bounds__(%d)\nvoid @KERNEL@(\n",
-	           k->map.threads * k->map.rows);
+	buf_printf(b, "\nextern \"C\" __global__ __launch_bounds__(%d", k->map.threads * k->map.rows);
+	if (k->map.resident)
+		buf_printf(b, ", %d", k->map.resident);
+	buf_puts(b, ")\nvoid @KERNEL@(\n");
 	for (i = 0; i < k->npar; i++)
 		parameter_text(k, &k->par[i], i == k->npar - 1, b);
 	buf_puts(b, "{\n");
@@ -323,15 +326,23 @@ end_text(Print *p)
 		indent(--p->depth, p->b);
 		buf_puts(p->b, "}\n");
 	}
-	if (s->kind != S_ROWS || !m->loop)
-		return;
+}
+
+/* A block's partials; where there are more of them than blocks, the rest are 0. */
+static void
+parts_text(Print *p)
+{
+	const Map *m = &p->k->map;
+	const char *first = m->rows > 1 ? arena_printf(p->k->mem, "blockIdx.x*%dL + warp", m->rows) :
+	                    "blockIdx.x";
+
 	buf_puts(p->b, "\n");
 	indent(p->depth, p->b);
-	if (m->rows > 1)
-		buf_printf(p->b, "const long parts = gridDim.x*%dL, slot = blockIdx.x*%dL + warp;\n",
-		           m->rows, m->rows);
-	else
-		buf_puts(p->b, "const long parts = gridDim.x, slot = blockIdx.x;\n");
+	buf_printf(p->b, "for (long slot = %s; slot < P; slot += gridDim.x%s) {\n", first,
+	           m->rows > 1 ? arena_printf(p->k->mem, "*%dL", m->rows) : "");
+	p->depth++;
+	indent(p->depth, p->b);
+	buf_printf(p->b, "const bool own = slot == %s;\n\n", first);
 }
 
 /* the sums queued before statement `at`, with one barrier for all */
@@ -376,8 +387,8 @@ sums_queue(Print *p, int at)
 static void
 if_text(Print *p, const Stmt *s)
 {
-	if (s->n == 2) {
-		buf_puts(p->b, "else {\n");
+	if (s->indexed || s->n == 2) {
+		buf_printf(p->b, s->n == 2 ? "else {\n" : "if (%s == 0) {\n", thread_of(&p->k->map));
 		p->depth++;
 		return;
 	}
@@ -452,7 +463,7 @@ part_vec_text(Print *p, const Stmt *s)
 	}
 	buf_printf(p->b, "st%d(%s + slot*%d + %s", s->vw, p->k->par[s->par].name, s->n, c);
 	plus(p->b, s->idx.base);
-	buf_printf(p->b, ", %s);\n", s->name);
+	buf_printf(p->b, ", own ? %s : f32x%d());\n", s->name, s->vw);
 }
 
 static void
@@ -482,7 +493,7 @@ stmt_text(Print *p, int at)
 		p->open[p->queue++] = s;
 	}
 	if (s->kind != S_ROWS && s->kind != S_END && s->kind != S_SUM && s->kind != S_SUMS &&
-	    s->kind != S_LOADS && s->kind != S_ELEMS && s->kind != S_NOTE)
+	    s->kind != S_LOADS && s->kind != S_ELEMS && s->kind != S_NOTE && s->kind != S_PARTS)
 		indent(p->depth, b);
 	switch (s->kind) {
 	case S_NOTE:
@@ -544,16 +555,13 @@ stmt_text(Print *p, int at)
 		buf_puts(b, "__syncthreads();\n");
 		break;
 	case S_PARTS:
-		buf_printf(b, "if (%s == 0) {\n", thread_of(&p->k->map));
-		p->depth++;
+		parts_text(p);
 		break;
 	case S_PART:
+		buf_printf(b, "%s[", p->k->par[s->par].name);
 		if (s->n)
-			buf_printf(b, "%s[%s%sparts + slot] = %s;\n", p->k->par[s->par].name,
-			           s->n > 1 ? arena_printf(p->k->mem, "%d", s->n) : "",
-			           s->n > 1 ? "*" : "", s->name);
-		else
-			buf_printf(b, "%s[slot] = %s;\n", p->k->par[s->par].name, s->name);
+			buf_printf(b, s->n > 1 ? "%d*P + " : "P + ", s->n);
+		buf_printf(b, "slot] = own ? %s : 0.f;\n", s->name);
 		break;
 	case S_PART_VEC:
 		part_vec_text(p, s);

@@ -66,7 +66,7 @@ typedef enum {
 	S_SHARE,        /* name_s[head + idx.base] = e by the head's first thread */
 	S_BARRIER,
 	S_PART_SUM,     /* queue at the end: sum of name over threads */
-	S_PARTS,        /* partials of this block: par, n of them */
+	S_PARTS,        /* loop over the partials that this block writes */
 	S_PART_VEC,     /* partial vector of this block: par = vector name */
 } StmtKind;
 
@@ -103,6 +103,8 @@ typedef struct {
 	int threads;            /* of a row, a multiple of 32 */
 	int rows;               /* of a block */
 	bool loop;              /* a block takes every gridDim.x'th row */
+	int registers;          /* of a thread, estimated */
+	int resident;           /* blocks that a multiprocessor shall hold; 0: unsaid */
 	int D;                  /* channels of a head, 0: none */
 	int vwh;                /* channels of a vector where heads matter */
 	bool uses_vw[9];        /* first channel of a thread, by vector size */
@@ -112,7 +114,7 @@ typedef struct {
 } Map;
 
 typedef enum {
-	P_OUT, P_IN, P_COEF, P_PVEC, P_PART, P_PARTVEC, P_TABLE, P_DOCS, P_ROWS,
+	P_OUT, P_IN, P_COEF, P_PVEC, P_PART, P_PARTVEC, P_TABLE, P_DOCS, P_ROWS, P_PARTS,
 } ParKind;
 
 typedef struct {

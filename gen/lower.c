@@ -611,6 +611,8 @@ lower_once(Arena *a, const Plan *p, Step *s, Cuda *cu)
 	else
 		cpu_body(l, part);
 	par_new(l, P_ROWS, "rows", I32, 1, (Opd){ .kind = OPD_INT, .i = p->T });
+	if (cu && l->k->map.loop)
+		par_new(l, P_PARTS, "parts", I32, 1, (Opd){ .kind = OPD_INT, .i = p->parts });
 	return l;
 }
 

@@ -1043,22 +1043,21 @@ begin_sums(Lower *l)
 }
 
 static void
-end_sums(Lower *l, int part)
+part_vectors(Lower *l)
 {
 	const SinkGroup *g;
 	const Val *x;
 	Stmt *t;
 	int i, k, v;
-	bool any = false;
 
 	for (i = 0; i < l->r->nroot; i++) {
 		v = l->r->root[i];
 		x = &l->g->v[v];
-		if (x->op != OP_SUMR)
+		if (x->op != OP_SUMR || x->kind != K_PVEC)
 			continue;
-		g = x->kind == K_PVEC ? part_group(l, v) : NULL;
-		for (k = 0; g && k < slabs(l, g->W, g->vw); k++) {
-			l->cu->vw = g->vw;
+		g = part_group(l, v);
+		l->cu->vw = g->vw;
+		for (k = 0; k < slabs(l, g->W, g->vw); k++) {
 			t = vec_stmt(l, S_PART_VEC, held_name(l, v, k), l->par[v]);
 			t->n = g->W;
 			t->idx.base = k * slab_of(l);
@@ -1066,7 +1065,16 @@ end_sums(Lower *l, int part)
 			l->k->map.uses_vw[g->vw] = true;
 		}
 	}
-	/* with one barrier, so one behind the other */
+}
+
+/* sums that threads kept for themselves, over the block with one barrier */
+static void
+direct_sums(Lower *l)
+{
+	const Val *x;
+	int i, v;
+	bool any = false;
+
 	for (i = 0; i < l->r->nroot; i++) {
 		v = l->r->root[i];
 		x = &l->g->v[v];
@@ -1077,8 +1085,22 @@ end_sums(Lower *l, int part)
 	}
 	if (any)
 		stmt(l, S_SUMS, NULL);
+}
+
+static void
+end_sums(Lower *l, int part)
+{
+	const Val *x;
+	Stmt *t;
+	int i, v;
+
+	if (!l->k->map.loop)
+		return;
+	direct_sums(l);
+	stmt(l, S_PARTS, NULL);
+	part_vectors(l);
 	if (part >= 0)
-		stmt(l, S_PARTS, NULL)->par = part;
+		stmt(l, S_IF, NULL)->indexed = true;    /* one thread */
 	for (i = 0; i < l->r->nroot; i++) {
 		v = l->r->root[i];
 		x = &l->g->v[v];
@@ -1090,6 +1112,7 @@ end_sums(Lower *l, int part)
 	}
 	if (part >= 0)
 		stmt(l, S_END, NULL);
+	stmt(l, S_END, NULL);
 }
 
 /* Shared memory written in one turn of the row loop is read before the next
@@ -1159,11 +1182,61 @@ cuda_body(Lower *l, int part)
 	l->k->map.rows = l->k->map.threads == 32 && !l->k->map.nshared ? 4 : 1;
 }
 
+/* What a thread holds at once, were nothing hidden from the compiler: loaded
+ * vectors (two bf16 to a register), vectors of floats, sums, coefficients, and
+ * two dozen for addresses and what is being computed. */
+static int
+estimate(const Kern *k)
+{
+	const Stmt *s;
+	int n = 24, out = 0, i;
+
+	for (i = 0; i < k->nload; i++)
+		n += k->load[i].vw * (k->par[k->load[i].par].dt == BF16 ? 1 : 2) / 2 +
+		     (k->load[i].at == V_ROWVAL);
+	for (i = 0; i < k->nstmt; i++) {
+		s = &k->stmt[i];
+		if (s->kind == S_IF)
+			out = 0;        /* one piece's results at a time */
+		if (s->kind == S_VEC && strstr(s->name, "_o"))
+			out += s->n;
+		else if (s->kind == S_VEC)
+			n += s->n;
+		n += s->kind == S_ZERO;
+	}
+	for (i = 0; i < k->npar; i++)
+		n += k->par[i].kind == P_COEF ? (int)k->par[i].width : 2;
+	return n + out;
+}
+
+/* How many blocks share a multiprocessor of 65,536 registers and 2,048 threads;
+ * a quarter more registers than estimated are left to the compiler, a half where
+ * there are many cuts.  Left alone,
+ * it aims at more blocks than a kernel with many vectors can have, and spills;
+ * told a number, it uses what that leaves.  A kernel that sums over rows takes
+ * at most 8, and its grid is no more than all of them at once hold. */
+static void
+occupancy(Lower *l)
+{
+	Map *m = &l->k->map;
+	int threads = m->threads * m->rows, most = 2048 / threads, fit;
+
+	m->registers = estimate(l->k);
+	fit = 65536 / (threads * ((m->registers + m->registers / (m->D ? 2 : 4) + 7) / 8 * 8));
+	if (m->loop && most > CudaParts / 132 / m->rows)
+		most = CudaParts / 132 / m->rows;
+	fit = fit < 1 ? 1 : fit < most ? fit : most;
+	m->resident = m->loop || m->registers > 64 ? fit : 0;
+}
+
 void
 cuda_bind(Lower *l, Step *s)
 {
 	const Map *m = &l->k->map;
 
+	occupancy(l);
 	s->threads = m->threads * m->rows;
-	s->items = m->loop ? l->p->parts / m->rows : (l->p->T + m->rows - 1) / m->rows;
+	s->items = (m->loop ? l->p->parts : l->p->T + m->rows - 1) / m->rows;
+	if (m->loop && s->items > m->resident * 132L)
+		s->items = m->resident * 132L;
 }

@@ -36,7 +36,7 @@ name_taken(const Lower *l, const char *s)
 		"BF16", "int", "long", "float", "if", "for", "do", "r0", "r1",
 	};
 	static const char *const cuda_words[] = {
-		"i", "d", "c1", "c2", "c4", "lane", "warp", "parts", "slot",
+		"i", "d", "c1", "c2", "c4", "lane", "warp", "P", "slot", "own",
 	};
 	size_t i;
 	int j;

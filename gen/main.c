@@ -14,7 +14,7 @@ typedef struct {
 	const char *set[256];
 	const char *out;        /* -o */
 	const char *dump;       /* -d */
-	const char *device, *params, *tokens, *dump_file, *prompt, *run, *kernels;
+	const char *device, *params, *tokens, *dump_file, *prompt, *run, *kernels, *arch;
 	long n, threads, rows;
 	double temperature;
 	long long seed;
@@ -28,6 +28,7 @@ static const char usage[] =
 "  emit SPEC [-o DIR]       write the trainer: spec.yaml, plan.txt, manifest, kernels/\n"
 "  plan SPEC                steps, bytes, flops, modelled time, memory map\n"
 "  show SPEC [KERNEL]       the kernels; one of them, as CUDA: mathematics, bytes, text, registers\n"
+"  compile SPEC [--arch A,…] emit CUDA and compile it with NVRTC: registers, spills, shared memory of each kernel\n"
 "  verify SPEC              emitted kernels against the interpreter in double, step by step and as a whole\n"
 "  train SPEC [-o DIR]      emit, compile, train, validate; DIR/run holds metrics and parameters\n"
 "  bench SPEC [-n STEPS]    time per kernel and gemm of a training step\n"
@@ -86,6 +87,7 @@ word_option(Options *o, const char *opt, const char *value)
 		{ "--params", &o->params }, { "--tokens", &o->tokens },
 		{ "--dump", &o->dump_file }, { "--prompt", &o->prompt },
 		{ "--run", &o->run }, { "--kernels", &o->kernels },
+		{ "--arch", &o->arch },
 	};
 	size_t i;
 
@@ -179,11 +181,15 @@ parse(Options *o, const char *verb, int argc, char **argv)
 	}
 }
 
-/* what is emitted for the device asked for */
+/* what is emitted for the device asked for, which need not be here */
 static int
 target(const Options *o)
 {
-	return device_target(device_pick(o->device));
+	const char *d = o->device ? o->device : "auto";
+
+	if (strcmp(d, "cuda") == 0)
+		return TO_CUDA;
+	return device_target(device_pick(d));
 }
 
 /* spec to model; errors are printed and end the process with 1 */
@@ -299,8 +305,26 @@ verb_show(Arena *a, const Options *o)
 	t = show_find(b, o->arg[1]);
 	if (!t)
 		return EX_ENV;
-	show_kernel(b, t, NULL, stdout);
+	show_kernel(b, t, b->target == TO_CPU ? NULL :
+	            compiled_text(a, t->name, t->file, t->threads), stdout);
 	return EX_OK;
+}
+
+/* What NVRTC makes of every kernel; no GPU is needed. */
+static int
+verb_compile(Arena *a, const Options *o)
+{
+	const Model *m = model_of(a, o, one_arg(o, "compile"));
+	const char *dir = out_dir(a, o, m), *arch[16], *p = o->arch ? o->arch : "sm_90a";
+	int n;
+
+	for (n = 0; *p && n < 16; n++) {
+		arch[n] = arena_strndup(a, p, strcspn(p, ","));
+		p += strcspn(p, ",");
+		p += *p == ',';
+	}
+	bundle_write(generate(a, m, 0, TO_CUDA, ""), dir);
+	return compile_report(dir, n, arch, o->json, stdout);
 }
 
 static int
@@ -393,6 +417,7 @@ static const struct {
 	int (*run)(Arena *a, const Options *o);
 } verbs[] = {
 	{ "check", verb_check }, { "emit", verb_emit }, { "plan", verb_plan }, { "show", verb_show },
+	{ "compile", verb_compile },
 	{ "verify", verb_verify }, { "train", verb_train }, { "sample", verb_sample }, { "bench", verb_bench },
 	{ "doctor", verb_doctor },
 };

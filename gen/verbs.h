@@ -11,6 +11,9 @@ void show_kernels(const Bundle *b, FILE *f);
 const Text *show_find(const Bundle *b, const char *name);       /* NULL: told why */
 void show_kernel(const Bundle *b, const Text *t, const char *resources, FILE *f);
 
+/* runtime/compiled.c: what NVRTC makes of a text, a line; NULL without NVRTC */
+const char *compiled_text(Arena *a, const char *name, const char *text, int threads);
+
 /* runtime/verify.c: uses both halves */
 typedef struct {
 	const char *params, *tokens, *dump;     /* the user's own, or NULL */

@@ -260,14 +260,14 @@ open_driver(void)
 	if (!resolve(API_DRIVER, "cuDriverGetVersion", &version) ||
 	    !resolve(API_DRIVER, "cuInit", &init))
 		return false;
-	e = version(&v);
-	if (e == CUDA_SUCCESS) {
+	/* the stub and a missing kernel module say version 0 and then, why */
+	if (version(&v) == CUDA_SUCCESS && v > 0) {
 		i->major = v / 1000;
 		i->minor = v % 1000 / 10;
 		if (!new_enough(API_DRIVER))
 			return false;
-		e = init(0);
 	}
+	e = init(0);
 	if (e != CUDA_SUCCESS) {
 		i->absent = e == CUDA_ERROR_STUB_LIBRARY || e == CUDA_ERROR_NO_DEVICE;
 		i->error = init_error(e);

@@ -18,32 +18,38 @@ enum {
 
 /* faults */
 
-/* Of these the kernel that runs is to blame, and not what was just called. */
+/* Of these a kernel that ran is to blame, and not what was just called. */
 static bool
 is_kernel_fault(CUresult e)
 {
-	return e >= CUDA_ERROR_ILLEGAL_ADDRESS && e <= CUDA_ERROR_LAUNCH_FAILED;
+	return e >= CUDA_ERROR_ILLEGAL_ADDRESS && e <= CUDA_ERROR_LAUNCH_FAILED &&
+	       e != CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+}
+
+/* A kernel as emitted is ours. */
+static _Noreturn void
+blame(const Run *r, CUresult e, const char *how, const RunStep *s)
+{
+	const char *what = s->kind == ST_LAUNCH ? r->kernel[s->kernel].name : "a product";
+
+	if (r->nedited)
+		die("a kernel fails on the GPU: %s; %s %s at %s", api_cuda_error(e), how, what,
+		    s->site);
+	bug("a kernel fails on the GPU: %s; %s %s at %s", api_cuda_error(e), how, what, s->site);
 }
 
 static _Noreturn void
 kernel_fault(const Run *r, CUresult e)
 {
 	const Cuda *c = r->dev;
-	const RunStep *s = c->last;
-	const char *what = api_cuda_error(e);
 
-	if (!s)
-		die("the GPU fails: %s", what);
-	if (!c->each)
-		fprintf(stderr, "hcgen: HCGEN_CUDA_SYNC=1 in the environment waits behind every "
-		        "step and so tells which one it is\n");
-	if (r->nedited)
-		die("a kernel fails on the GPU: %s; %s %s at %s", what,
-		    c->each ? "it is" : "the last one queued was",
-		    s->kind == ST_LAUNCH ? r->kernel[s->kernel].name : "a product", s->site);
-	bug("a kernel fails on the GPU: %s; %s %s at %s", what,
-	    c->each ? "it is" : "the last one queued was",
-	    s->kind == ST_LAUNCH ? r->kernel[s->kernel].name : "a product", s->site);
+	if (!c->last)
+		die("the GPU fails: %s", api_cuda_error(e));
+	if (c->each)
+		blame(r, e, "it is", c->last);
+	fprintf(stderr, "hcgen: HCGEN_CUDA_SYNC=1 in the environment waits behind every step and "
+	        "so tells which one it is\n");
+	blame(r, e, "the last one queued was", c->last);
 }
 
 void
@@ -324,11 +330,13 @@ cuda_launch(Run *r, RunStep *s)
 {
 	const RunKernel *k = &r->kernel[s->kernel];
 	const Cuda *c = r->dev;
+	CUresult e;
 
-	cuda_must(r, api.cuLaunchKernel(k->handle, (unsigned)s->items, 1, 1, (unsigned)k->threads,
-	                                1, 1, (unsigned)k->smem, c->stream, s->param, NULL),
-	          "launching %s at %s, %ld blocks of %d threads", k->name, s->site, s->items,
-	          k->threads);
+	e = api.cuLaunchKernel(k->handle, (unsigned)s->items, 1, 1, (unsigned)k->threads, 1, 1,
+	                       (unsigned)k->smem, c->stream, s->param, NULL);
+	if (e == CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES || e == CUDA_ERROR_INVALID_VALUE)
+		blame(r, e, "the GPU does not take", s);
+	cuda_must(r, e, "launching %s at %s", k->name, s->site);
 	queued(r, s);
 }
 

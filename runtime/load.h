@@ -32,8 +32,8 @@ typedef struct {
 } Load;
 
 /* line.c */
-_Noreturn void line_bad(const Load *l, const char *fmt, ...)
-        __attribute__((format(printf, 2, 3)));
+void line_bad(const Load *l, const char *fmt, ...)
+        __attribute__((noreturn, format(printf, 2, 3)));
 bool line_next(Load *l);                /* false at the end of the file */
 char *line_word(Load *l, const char *what);
 const char *line_digest(Load *l);

@@ -21,7 +21,7 @@ enum {
 	MaxWorkers = 8,         /* a compiler holds up to a few hundred MB */
 	LengthDigits = 16,
 	IdentityBytes = 4096,   /* of the library's file: its headers and build id */
-	NOption = 6
+	MaxOption = 6
 };
 
 typedef struct {
@@ -32,16 +32,22 @@ typedef struct {
 	bool terminal;
 } Work;
 
-/* Each compilation would set the stack limit of the whole process. */
-static void
-options(Arena *a, const Nvrtc *k, const char *opt[NOption])
+/* The stack limit that a compilation would set is that of the whole process.
+ * Before 12.9 NVRTC had no cache of its own, and no word to turn it off. */
+static int
+options(Arena *a, const Nvrtc *k, const char *opt[MaxOption])
 {
-	opt[0] = arena_printf(a, "--gpu-architecture=%s", k->arch);
-	opt[1] = "--std=c++17";
-	opt[2] = "-default-device";
-	opt[3] = "--no-cache";
-	opt[4] = "--modify-stack-limit=false";
-	opt[5] = "--ptxas-options=-v";
+	const ApiInfo *lib = api_need(API_NVRTC);
+	int n = 0;
+
+	opt[n++] = arena_printf(a, "--gpu-architecture=%s", k->arch);
+	opt[n++] = "--std=c++17";
+	opt[n++] = "-default-device";
+	opt[n++] = "--modify-stack-limit=false";
+	opt[n++] = "--ptxas-options=-v";
+	if (lib->major > 12 || lib->minor >= 9)
+		opt[n++] = "--no-cache";
+	return n;
 }
 
 /* the cache */
@@ -69,13 +75,12 @@ static void
 set_key(const Buf *who, Nvrtc *k)
 {
 	Arena *a = arena_new("key");
-	const char *opt[NOption];
+	const char *opt[MaxOption];
+	int i, n = options(a, k, opt);
 	Buf b = {0};
-	int i;
 
-	options(a, k, opt);
 	buf_write(&b, who->s, who->len);
-	for (i = 0; i < NOption; i++)
+	for (i = 0; i < n; i++)
 		buf_printf(&b, "%s\n", opt[i]);
 	buf_puts(&b, k->text);
 	sha256_hex(b.s, b.len, k->key);
@@ -163,15 +168,15 @@ take_cubin(Nvrtc *k, nvrtcProgram p)
 static void
 compile(Nvrtc *k)
 {
-	const char *opt[NOption];
+	const char *opt[MaxOption];
+	int n = options(k->mem, k, opt);
 	nvrtcProgram p = NULL;
 	nvrtcResult e;
 
-	options(k->mem, k, opt);
 	k->seconds = now();
 	e = api.nvrtcCreateProgram(&p, k->text, k->path, 0, NULL, NULL);
 	if (e == NVRTC_SUCCESS)
-		e = api.nvrtcCompileProgram(p, NOption, opt);
+		e = api.nvrtcCompileProgram(p, n, opt);
 	if (p)
 		take_log(k, p, e);
 	else

@@ -3,8 +3,8 @@
 // dS[t,j] = P[t,j] * (do[t,h].v[j,g] - delta[t,h])
 // holes   KERNEL  THREADS (128)  H  K (divides H)  D (multiple of 8, 16 .. 128)
 // needs   docstart ascends in a sequence; scale > 0; strides multiples of 8 elements, pointers of 16 bytes
-// grid    T/seq * K * ceil(seq/BK): a sequence, a kv head and BK keys, 128 for D <= 64, else 64; the first keys, which most
-//         queries see, first
+// grid    T/seq * K * ceil(seq/BK): a sequence, a kv head and BK keys; the first keys, which most queries see, first
+//         BK = 128 for D <= 64, else 64
 // maps    warp = BK/4 keys in fragments of 16; queries in tiles of 32 for D <= 64, else 64, two of them in shared memory
 // types   q k v do dk dv bf16; products accumulate in f32 by mma; P and dS in f32, rounded to bf16 for P do and dS q
 // order   heads ascending, query tiles ascending, in a tile as mma adds
@@ -43,7 +43,7 @@ void @KERNEL@(
 	attn_load<BK, D, PITCH>(kb, attn_piece<D>(k + g * D, j0, ks), ks, end - j0);
 	attn_load<BK, D, PITCH>(kb + BK * PITCH, attn_piece<D>(v + g * D, j0, vs), vs, end - j0);
 
-	// last: first row of the last tile of queries that see one of these keys; tiles count from row j0
+	// the last tile of queries that sees one of these keys; tiles count from row j0
 	int last = 0;
 
 	for (int most = (end - j0 - 1) / BQ; last < most;) {
@@ -93,7 +93,7 @@ void @KERNEL@(
 				x = in ? delta[th] : 0.f;
 			}
 		}
-		if (now + BQ > j && lo[stage ^ 1][0] < j + 16 * MT) {
+		if (j < end && now + BQ > j && lo[stage ^ 1][0] < j + 16 * MT) {
 			const bf16 *qt = qb + (stage ^ 1) * 2 * BQ * PITCH, *dot = qt + BQ * PITCH;
 			const float *const e = stat[stage ^ 1] + lane % 4 * 2, *const del = e + BQ;
 			float s[MT][NT][4], ds[MT][NT][4];
@@ -132,7 +132,7 @@ void @KERNEL@(
 		}
 	}
 
-	// dk and dv through shared memory, where k and v of this warp lay, which nobody else reads; h has passed the heads of g
+	// dk and dv through shared memory, where k and v of this warp lay, which nobody else reads; h is past the heads of g
 	bf16 *const kout = kb + warp * 16 * MT * PITCH, *const vout = kout + BK * PITCH;
 	const int column = (h - 1) / (H / K) * D;
 

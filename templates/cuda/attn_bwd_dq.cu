@@ -1,11 +1,12 @@
-// delta[t,h] = do[t,h].o[t,h]      dS[t,j] = P[t,j] * (do[t,h].v[j,g] - delta[t,h])      dq[t,h] = scale * sum_j dS[t,j] k[j,g]
-// P[t,j] = exp(scale * q[t,h].k[j,g] - lse[t,h])      max(docstart[t], t - window) <= j <= t      window 0: no limit      g = h / (H/K)
+// dq[t,h] = scale * sum_j dS[t,j] k[j,g]      delta[t,h] = do[t,h].o[t,h]      g = h / (H/K)
+// dS[t,j] = P[t,j] * (do[t,h].v[j,g] - delta[t,h])      P[t,j] = exp(scale * q[t,h].k[j,g] - lse[t,h])
+// max(docstart[t], t - window) <= j <= t      window 0: no limit
 // holes   KERNEL  THREADS (128)  DTO (f32, bf16: dtype of o)  H  K (divides H)  D (multiple of 8, 16 .. 128)
 // needs   docstart ascends in a sequence; scale > 0; strides multiples of 8 elements, pointers of 16 bytes
 // grid    T/seq * H * ceil(seq/128): a sequence, a head and 128 queries; the last queries, which see most keys, first
 // maps    warp = 32 queries, two fragments of 16; keys in tiles of 32, two of them in shared memory
 // types   q k v do dq bf16; products accumulate in f32 by mma; P and dS in f32, dS rounded to bf16 for dS k
-// order   dq: key tiles ascending, in a tile as mma adds; delta: pieces of 8 channels, every fourth to one lane, then the four
+// order   dq: key tiles ascending, in a tile as mma adds; delta: 8 channels of 32 to each of four lanes, then these
 // smem    768 * (DP + 8) bytes, dynamic: q do [128], k v [2][32] rows of DP + 8      DP = D up to a multiple of 16
 extern "C" __global__ __launch_bounds__(@THREADS@, @D@ <= 64 ? 3 : 2)
 void @KERNEL@(
@@ -50,7 +51,7 @@ void @KERNEL@(
 	attn_load<BK, D, PITCH>(kv + BK * PITCH, attn_piece<D>(v, t0 + j0, vs), vs, end - j0);
 	cp_async_commit();
 
-	// rows of this warp, t .. t + 31; of this lane, t + 8 i + lane / 4; those beyond the sequence see what its last row sees
+	// rows of this warp, t .. t + 31; of this lane, t + 8 r + lane / 4; beyond the sequence they see what its last row sees
 	const int t = warp * 32;
 	float acc[MT][ND][4];
 
@@ -99,7 +100,7 @@ void @KERNEL@(
 			attn_load<BK, D, PITCH>(next + BK * PITCH, attn_piece<D>(v, t0 + j0 + BK, vs), vs, end - j0 - BK);
 			cp_async_commit();
 		}
-		if (j0 > t + 31 || j0 + BK <= lo[warp * 32])
+		if (t >= end || j0 > t + 31 || j0 + BK <= lo[warp * 32])
 			continue;
 
 		float s[MT][NT][4], ds[MT][NT][4];

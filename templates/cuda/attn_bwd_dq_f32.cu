@@ -1,12 +1,13 @@
-// delta[t,h] = do[t,h].o[t,h]      dS[t,j] = P[t,j] * (do[t,h].v[j,g] - delta[t,h])      dq[t,h] = scale * sum_j dS[t,j] k[j,g]
-// P[t,j] = exp(scale * q[t,h].k[j,g] - lse[t,h])      max(docstart[t], t - window) <= j <= t      window 0: no limit      g = h / (H/K)
+// dq[t,h] = scale * sum_j dS[t,j] k[j,g]      delta[t,h] = do[t,h].o[t,h]      g = h / (H/K)
+// dS[t,j] = P[t,j] * (do[t,h].v[j,g] - delta[t,h])      P[t,j] = exp(scale * q[t,h].k[j,g] - lse[t,h])
+// max(docstart[t], t - window) <= j <= t      window 0: no limit
 // holes   KERNEL  THREADS (128)  DTQ (f32, bf16: dtype of q k v)  DTO (of o)  DTG (of do dq)  H  K (divides H)
 //         D (multiple of 8, 8 .. 256)
 // needs   docstart ascends in a sequence; scale > 0; strides multiples of 8 elements, pointers of 16 bytes
 // grid    T/seq * H * ceil(seq/32): a sequence, a head and 32 queries; the last queries, which see most keys, first
 // maps    thread = rows y, y + 16 of the queries, keys x + 8 j, channels 4 (x + 8 g) ..; y = thread / 8, x = thread % 8
 // types   fp32
-// order   dq: keys ascending; delta: pieces of 8 channels, every eighth to one thread, then the eight of a row
+// order   dq: keys ascending; delta: 8 channels of 64 to each of eight threads, then these
 // smem    512 * (D + 4) bytes, dynamic: q do k v [32] rows of D + 4
 extern "C" __global__ __launch_bounds__(@THREADS@, 2)
 void @KERNEL@(

@@ -4,7 +4,7 @@
 // needs   docstart ascends in a sequence; scale > 0; strides multiples of 8 elements, pointers of 16 bytes
 // grid    T/seq * H * ceil(seq/128): a sequence, a head and 128 queries; the last queries, which see most keys, first
 // maps    warp = 32 queries, two fragments of 16; keys in tiles of 64, two of them in shared memory
-// types   q k v bf16; products accumulate in f32 by mma; softmax in f32, in powers of 2; P rounded to bf16 for P v, not for l
+// types   q k v bf16; products accumulate in f32 by mma; softmax in f32, in powers of 2; P rounded to bf16 for P v only
 // order   key tiles ascending, in a tile as mma adds; l: per lane of four, then these
 // smem    768 * (DP + 8) bytes, dynamic: q [128], k v [2][64] rows of DP + 8      DP = D up to a multiple of 16
 extern "C" __global__ __launch_bounds__(@THREADS@, @D@ <= 64 ? 3 : 2)
@@ -37,17 +37,17 @@ void @KERNEL@(
 	bf16 *const qb = (bf16 *)dynamic_smem();         // [BQ][PITCH]
 	bf16 *const kv = qb + BQ * PITCH;                // [2][k v][BK][PITCH]
 	int j0 = -((t0 - attn_lo(docstart, win, t0) + BK - 1) / BK * BK);
-	int now = 0;                                     // where in kv the tile of j0 is
+	int row = t0 + j0, now = 0;                      // of the tile from j0 on: row in k and v, place in kv
 
 	k += g * D;
 	v += g * D;
 	attn_load<BQ, D, PITCH>(qb, attn_piece<D>(q + h * D, t0, qs), qs, end);
-	attn_load<BK, D, PITCH>(kv, attn_piece<D>(k, t0 + j0, ks), ks, end - j0);
-	attn_load<BK, D, PITCH>(kv + BK * PITCH, attn_piece<D>(v, t0 + j0, vs), vs, end - j0);
+	attn_load<BK, D, PITCH>(kv, attn_piece<D>(k, row, ks), ks, end - j0);
+	attn_load<BK, D, PITCH>(kv + BK * PITCH, attn_piece<D>(v, row, vs), vs, end - j0);
 	cp_async_commit();
 
-	// rows of this warp, t .. t + 31; of this lane, t + 8 i + lane / 4; those beyond the sequence see what its last row sees
-	const int t = (int)threadIdx.x & 96;
+	// rows of this warp, t .. t + 31; of this lane, t + 8 r + lane / 4; beyond the sequence they see what its last row sees
+	const int t = warp * 32;
 	float acc[MT][ND][4];
 
 	if (threadIdx.x == 0)
@@ -64,7 +64,7 @@ void @KERNEL@(
 		for (int d = 0; d < ND; d++)
 			acc[i][d][0] = acc[i][d][1] = acc[i][d][2] = acc[i][d][3] = 0.f;
 
-	for (; j0 < end; j0 += BK, now = 2 * BK * PITCH - now) {
+	for (; j0 < end; j0 += BK, row += BK, now = 2 * BK * PITCH - now) {
 		const bf16 *kb = kv + now, *vb = kb + BK * PITCH;
 
 		// this tile is there, and all warps are done with the tile before, where the next one goes
@@ -73,11 +73,11 @@ void @KERNEL@(
 		if (j0 + BK < end) {
 			bf16 *next = kv + 2 * BK * PITCH - now;
 
-			attn_load<BK, D, PITCH>(next, attn_piece<D>(k, t0 + j0 + BK, ks), ks, end - j0 - BK);
-			attn_load<BK, D, PITCH>(next + BK * PITCH, attn_piece<D>(v, t0 + j0 + BK, vs), vs, end - j0 - BK);
+			attn_load<BK, D, PITCH>(next, attn_piece<D>(k, row + BK, ks), ks, end - j0 - BK);
+			attn_load<BK, D, PITCH>(next + BK * PITCH, attn_piece<D>(v, row + BK, vs), vs, end - j0 - BK);
 			cp_async_commit();
 		}
-		if (j0 > t + 31 || j0 + BK <= lo[warp * 32])
+		if (t >= end || j0 > t + 31 || j0 + BK <= lo[warp * 32])
 			continue;
 
 		float s[MT][NT][4];
@@ -98,10 +98,9 @@ void @KERNEL@(
 			top = fmaxf(m[r][threadIdx.x], attn_quad_max(top) * c);
 
 			const float base = top == none ? 0.f : top, f = exp2_approx(m[r][threadIdx.x] - base);
-
-			m[r][threadIdx.x] = top;
 			float sum = l[r][threadIdx.x] * f;
 
+			m[r][threadIdx.x] = top;
 			#pragma unroll
 			for (int j = 0; j < NT; j++) {
 				x[j][e] = exp2_approx(fmaf(x[j][e], c, -base));
@@ -125,10 +124,10 @@ void @KERNEL@(
 	#pragma unroll
 	for (int r = 0; r < 2 * MT; r++) {
 		const float sum = attn_quad_sum(l[r][threadIdx.x]), inv = 1.f / sum;
-		const int row = t + r * 8 + lane / 4;
+		const int i = t + r * 8 + lane / 4;
 
-		if (lane % 4 == 0 && row < end)
-			lse[at + row * H] = logf(sum) + m[r][threadIdx.x] * ln2;
+		if (lane % 4 == 0 && i < end)
+			lse[at + i * H] = logf(sum) + m[r][threadIdx.x] * ln2;
 		#pragma unroll
 		for (int d = 0; d < ND; d++) {
 			acc[r / 2][d][r % 2 * 2] *= inv;

@@ -1,6 +1,6 @@
 //% exports: attn_piece attn_load; needs: bf16 cp_async16
-// Tiles of DP = D up to a multiple of 16 channels are copied in pieces of 16 bytes by 128 threads. A thread copies one
-// piece of every (128 / pieces)th row: this is its first one, in rows from src on.
+// Tiles of DP channels, D up to a multiple of 16, are copied in pieces of 16 bytes by 128 threads: one piece of every
+// STEPth row by each. This is the first one of this thread when the tile begins at the given row of src.
 template <int D>
 __device__ __forceinline__ const bf16 *attn_piece(const bf16 *src, int row, int stride)
 {
@@ -85,8 +85,8 @@ __device__ __forceinline__ void attn_abt(float c[MT][NT][4], const bf16 *a, cons
 }
 
 //% exports: attn_pb; needs: bf16 ldmatrix_x4_trans mma_m16n8k16_bf16 pack_bf16x2 attn_row16
-// c += P B for one warp: P, 16 MT rows and 8 NK columns, as attn_abt leaves it in registers, rounded to bf16 here; B, 8 NK
-// rows and 8 ND channels; k ascending
+// c += P B for one warp: P, 16 MT rows and 8 NK columns, as attn_abt leaves it in registers, rounded to bf16 here; B,
+// 8 NK rows and 8 ND channels; k ascending
 template <int MT, int NK, int ND, int PITCH>
 __device__ __forceinline__ void attn_pb(float c[MT][ND][4], const float p[MT][NK][4], const bf16 *b)
 {
@@ -125,8 +125,8 @@ __device__ __forceinline__ int attn_lo(const i32 *docstart, int window, int t)
 }
 
 //% exports: attn_mask
-// s, 16 MT queries from row t on and 8 NT keys from row j0 on as attn_abt leaves them: -inf where the query does not see the
-// key. lo: first keys that these queries see, ascending, in shared memory.
+// s, 16 MT queries from row t on and 8 NT keys from row j0 on as attn_abt leaves them: -inf where the query does not
+// see the key. lo: first keys that these queries see, ascending, in shared memory.
 template <int MT, int NT>
 __device__ __forceinline__ void attn_mask(float s[MT][NT][4], const int *lo, int t, int j0)
 {
@@ -252,8 +252,8 @@ __device__ __forceinline__ void attn_st4(bf16 *p, float4 x, float k)
 }
 
 //% exports: attn_load_f32; needs: attn_ld8
-// Rows t .. t + 31 of src, D channels each, to a tile in shared memory of rows of D + 4 floats; rows from end on are zeros.
-// 128 threads.
+// Rows t .. t + 31 of src, D channels each, to a tile in shared memory of rows of D + 4 floats, by 128 threads; rows from
+// end on are zeros.
 template <int D, class X>
 __device__ __forceinline__ void attn_load_f32(float *tile, const X *src, long stride, int t, int end)
 {
@@ -263,8 +263,8 @@ __device__ __forceinline__ void attn_load_f32(float *tile, const X *src, long st
 
 		if (t + r < end)
 			attn_ld8(x, src + (t + r) * stride + d);
-		for (int u = 0; u < 8; u++)
-			tile[r * (D + 4) + d + u] = x[u];
+		*(float4 *)(tile + r * (D + 4) + d) = make_float4(x[0], x[1], x[2], x[3]);
+		*(float4 *)(tile + r * (D + 4) + d + 4) = make_float4(x[4], x[5], x[6], x[7]);
 	}
 }
 
@@ -335,7 +335,7 @@ __device__ __forceinline__ void attn_sums_f32(float4 acc[2][(D + 31) / 32], cons
 }
 
 //% exports: attn_scale_f32
-// row y + 16 i of acc times k
+// a row of acc times k
 template <int D>
 __device__ __forceinline__ void attn_scale_f32(float4 acc[(D + 31) / 32], float k)
 {
@@ -351,7 +351,8 @@ __device__ __forceinline__ void attn_scale_f32(float4 acc[(D + 31) / 32], float 
 //% exports: attn_store_f32; needs: attn_st4
 // rows of acc below end, times k, to dst, whose row t is row 0 of acc
 template <int D, class X>
-__device__ __forceinline__ void attn_store_f32(X *dst, long stride, const float4 acc[2][(D + 31) / 32], float k, int t, int end)
+__device__ __forceinline__ void attn_store_f32(X *dst, long stride, const float4 acc[2][(D + 31) / 32], float k, int t,
+                                               int end)
 {
 	#pragma unroll
 	for (int i = 0; i < 2; i++)

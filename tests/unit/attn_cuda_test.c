@@ -1,14 +1,20 @@
-/* The attention templates of target cuda, run by simt with its checks on, against sums in double over the definitions:
- * o lse, delta dq, dk dv. Every case runs twice, threads and blocks in two orders: equal bits.
+/* The attention templates of target cuda, run by simt with its checks on, against sums in double
+ * over the definitions: o lse, delta dq, dk dv.  Every case runs twice, threads and blocks in two
+ * orders: equal bits.
  *
- * Closeness. A result r is a sum of terms; the kernels round in two places, and nowhere else to less than fp32.
- *   - mma takes P (for o and dv) and dS (for dq and dk) as bf16, 8 bits: |error| <= 2^-8 sum |terms|;
+ * Closeness.  A result r is a sum of terms.  The kernels round in two places to less than fp32:
+ *   - mma takes P (for o and dv) and dS (for dq and dk) as bf16, 8 bits: 2^-8 sum |terms|;
  *   - the store of a bf16 result: 2^-8 |r|.
- * These hold for each element. Over a tensor roundings are independent, each of standard deviation 0.43 2^-8 of what is
- * rounded (uniform in half a unit of 2^-7 m, 1 <= m < 2): |error|_2 <= 2^-9 (sqrt(sum terms^2) + |r|_2). To both adds
- *   - fp32: sums of n <= 260 products and powers whose exponents err by 2^-24 of sum |q k| scale: 1e-5 of what is summed,
- *     where the terms of dS are P |do v| and P |delta|.
- * o and lse of the backward pass are given (rounded); a store outside of a result's columns shows as a changed pattern. */
+ * These hold for each element.  Over a tensor roundings are independent, each of standard
+ * deviation 0.43 2^-8 of what is rounded (uniform in half a unit of 2^-7 for 1 <= m < 2):
+ * |error|_2 <= 2^-9 (sqrt(sum terms^2) + |r|_2).  To both adds
+ *   - fp32: sums of some hundred products, and powers whose exponents err by 2^-24 of
+ *     sum |q k| scale: 1e-5 of what is summed, where dS sums P |do v| and P |delta|.
+ * o and lse of the backward pass are given, rounded.  A store outside of a result's columns shows
+ * as a changed pattern.
+ *
+ *   ONLY=WORDS    cases whose title has them
+ *   SHOW=1        error over bound, tensor by tensor */
 #define _GNU_SOURCE
 #include "../../gen/templates.h"
 #include "../../runtime/simt.h"
@@ -34,21 +40,23 @@ enum { Fwd, Dq, Dkv, NKernel };
 enum { NSeed = 2 };
 
 static const Shape shapes[] = {
-	{ ALL_BF16, 16, 2, 1 }, { ALL_BF16, 24, 1, 1 }, { ALL_BF16, 32, 3, 1 }, { ALL_BF16, 64, 2, 2 }, { ALL_BF16, 80, 1, 1 },
-	{ ALL_BF16, 96, 2, 2 }, { ALL_BF16, 128, 2, 1 }, { O_F32, 40, 2, 1 },
+	{ ALL_BF16, 16, 2, 1 }, { ALL_BF16, 24, 1, 1 }, { ALL_BF16, 32, 3, 1 }, { ALL_BF16, 64, 2, 2 },
+	{ ALL_BF16, 80, 1, 1 }, { ALL_BF16, 96, 2, 2 }, { ALL_BF16, 128, 2, 1 }, { O_F32, 40, 2, 1 },
 	{ ALL_F32, 8, 2, 1 }, { ALL_F32, 24, 3, 1 }, { ALL_F32, 64, 2, 2 }, { ALL_F32, 256, 1, 1 },
 	{ ALL_BF16, 8, 2, 2 }, { O_F32, 136, 1, 1 },
 };
 enum { NShape = sizeof shapes / sizeof *shapes };
 
 static const Case cases[] = {
-	{ 0, 3, 1, 0, 0, true }, { 0, 2, 7, 0, 0, false }, { 0, 1, 257, 0, 0, true }, { 0, 2, 130, 7, 30, true },
+	{ 0, 3, 1, 0, 0, true }, { 0, 2, 7, 0, 0, false }, { 0, 1, 257, 0, 0, true },
+	{ 0, 2, 130, 7, 30, true }, { 0, 1, 300, 7, 0, true }, { 0, 1, 300, 100, 60, false },
 	{ 1, 1, 61, 1, 0, true }, { 1, 2, 65, 0, 20, false },
 	{ 2, 1, 64, 0, 0, true }, { 2, 1, 200, 100, 0, true },
 	{ 3, 1, 130, 0, 0, true }, { 3, 2, 65, 7, 0, false }, { 3, 1, 129, 0, 50, true },
 	{ 4, 1, 61, 0, 10, true }, { 4, 1, 130, 100, 0, true },
 	{ 5, 1, 64, 1, 0, true },
-	{ 6, 1, 130, 0, 0, true }, { 6, 2, 65, 7, 30, true },
+	{ 6, 1, 130, 0, 0, true }, { 6, 2, 65, 7, 30, true }, { 6, 1, 200, 40, 0, false },
+	{ 6, 1, 520, 0, 150, true },
 	{ 7, 2, 33, 7, 0, true },
 	{ 8, 2, 33, 0, 0, true }, { 8, 1, 65, 7, 20, true }, { 8, 3, 1, 0, 0, true },
 	{ 9, 2, 61, 7, 0, false }, { 9, 1, 64, 0, 20, true },
@@ -136,7 +144,7 @@ slice(Tensor x, long from, long n)
 	return (Tensor){ x.f32, n, x.ld, (char *)x.p + (size_t)from * element(x) };
 }
 
-/* a case and its tensors; the last three are results of the backward kernels, side by side if packed */
+/* a case and its tensors; if packed, q k v are slices of one, and dq dk dv */
 typedef struct {
 	const Case *c;
 	Shape s;
@@ -237,7 +245,8 @@ problem_free(Problem *p)
 
 /* reference */
 
-/* a result as sums over its terms: value, sum |terms|, sum terms^2, and of what the terms themselves were summed from */
+/* a result as sums over its terms: value, of |terms|, of terms^2, and of the |products| that the
+ * terms themselves were summed from */
 typedef struct { double r, abs, square, fine; } Sum;
 
 typedef struct { Sum *o, *lse, *delta, *dq, *dk, *dv; } Reference;
@@ -288,7 +297,8 @@ query(Problem *p, Reference *r, long t, long h, double *P)
 	double lse = softmax(p, t, h, lo, P), dP, mag, dS;
 	long j, d;
 
-	r->lse[t * H + h] = (Sum){ .r = lse, .abs = 1 };        /* of l relative, of its logarithm absolute */
+	/* a relative error of l is an absolute one of its logarithm */
+	r->lse[t * H + h] = (Sum){ .r = lse, .abs = 1 };
 	put(p->lsein, t, h, lse);
 	for (d = 0; d < D; d++) {
 		Sum *o = &r->o[(t * H + h) * D + d];
@@ -319,7 +329,8 @@ query(Problem *p, Reference *r, long t, long h, double *P)
 static void
 reference(Problem *p, Reference *r)
 {
-	const size_t T = (size_t)p->T, H = (size_t)p->s.H, K = (size_t)p->s.K, D = (size_t)p->s.D;
+	const size_t T = (size_t)p->T, D = (size_t)p->s.D;
+	const size_t H = (size_t)p->s.H, K = (size_t)p->s.K;
 	double *P = alloc(T, sizeof *P);
 
 	r->o = alloc(T * H * D, sizeof(Sum));
@@ -401,7 +412,8 @@ kernel_text(const Shape *s, int kernel, char name[40])
 	fputs(template_text(tmpl), f);
 	fclose(f);
 	for (i = 0; i < 3; i++)
-		text = fill(text, dt[i], s->types == ALL_F32 || (i == 1 && s->types == O_F32) ? "f32" : "bf16");
+		text = fill(text, dt[i],
+		            s->types == ALL_F32 || (i == 1 && s->types == O_F32) ? "f32" : "bf16");
 	for (i = 0; i < 4; i++) {
 		snprintf(v, sizeof v, "%d", number[i]);
 		text = fill(text, hole[i], v);
@@ -415,7 +427,8 @@ grid(const Problem *p, int kernel)
 {
 	const int D = p->s.D, tile = !mma(&p->s) ? 32 : kernel != Dkv || D <= 64 ? 128 : 64;
 
-	return (long)p->c->nseq * (kernel == Dkv ? p->s.K : p->s.H) * ((p->c->seq + tile - 1) / tile);
+	return (long)p->c->nseq * (kernel == Dkv ? p->s.K : p->s.H) *
+	       ((p->c->seq + tile - 1) / tile);
 }
 
 static size_t
@@ -465,10 +478,12 @@ run(Problem *p, Simt *s, SimtKernel *const *k, char err[500])
 	for (i = 0; i < p->nblock; i++) {
 		if (p->block[i].writable)
 			memset(p->block[i].p, 0xff, p->block[i].nbytes);
-		simt_memory(s, p->block[i].name, p->block[i].p, p->block[i].nbytes, p->block[i].writable);
+		simt_memory(s, p->block[i].name, p->block[i].p, p->block[i].nbytes,
+		            p->block[i].writable);
 	}
 	for (i = 0; i < NKernel; i++)
-		if (!simt_launch(s, k[i], grid(p, i), 128, smem(p, i), arguments(p, i, a), a, &f, NULL)) {
+		if (!simt_launch(s, k[i], grid(p, i), 128, smem(p, i), arguments(p, i, a), a, &f,
+		                 NULL)) {
 			snprintf(err, 500, "%s", f.text);
 			return false;
 		}
@@ -479,7 +494,8 @@ run(Problem *p, Simt *s, SimtKernel *const *k, char err[500])
 
 /* bits: rounding of what mma takes, 2^-8 or 0 */
 static bool
-close_to(const Problem *p, const char *name, Tensor x, const Sum *ref, double bits, char err[500])
+close_to(const Problem *p, const char *name, Tensor x, const Sum *ref, double bits,
+         char err[500])
 {
 	const double store = x.f32 ? 0 : 0x1p-8;
 	double error = 0, square = 0, r2 = 0, fine2 = 0, most;
@@ -493,8 +509,8 @@ close_to(const Problem *p, const char *name, Tensor x, const Sum *ref, double bi
 
 			most = bits * s.abs + store * fabs(s.r) + fine + 1e-30;
 			if (!(e <= most)) {
-				snprintf(err, 500, "%s[%ld,%ld] = %.9g, not %.9g: error %.3g > %.3g", name, t, c, get(x, t, c), s.r,
-				         e, most);
+				snprintf(err, 500, "%s[%ld,%ld] = %.9g, not %.9g: error %.3g > %.3g",
+				         name, t, c, get(x, t, c), s.r, e, most);
 				return false;
 			}
 			error += e * e;
@@ -522,12 +538,15 @@ gaps(const Problem *p, char err[500])
 	for (int i = 0; i < 2; i++)
 		for (long t = 0; t < p->T; t++) {
 			const size_t from = (size_t)x[i].n * element(x[i]);
-			const size_t to = from + (size_t)(p->c->packed ? 8 : x[i].ld - x[i].n) * element(x[i]);
-			const unsigned char *row = (unsigned char *)x[i].p + (size_t)(t * x[i].ld) * element(x[i]);
+			const size_t gap = (size_t)(p->c->packed ? 8 : x[i].ld - x[i].n);
+			const size_t to = from + gap * element(x[i]);
+			const unsigned char *row =
+			        (unsigned char *)x[i].p + (size_t)(t * x[i].ld) * element(x[i]);
 
 			for (size_t b = from; b < to; b++)
 				if (row[b] != 0xff) {
-					snprintf(err, 500, "row %ld: byte %zu behind the columns of dk or dv was written", t, b - from);
+					snprintf(err, 500, "row %ld: byte %zu behind dk or dv was written", t,
+					         b - from);
 					return false;
 				}
 		}
@@ -539,9 +558,12 @@ compare(const Problem *p, const Reference *r, char err[500])
 {
 	const double bits = mma(&p->s) ? 0x1p-8 : 0;
 
-	return close_to(p, "lse", p->lse, r->lse, 0, err) && close_to(p, "o", p->o, r->o, bits, err) &&
-	       close_to(p, "delta", p->delta, r->delta, 0, err) && close_to(p, "dq", p->dq, r->dq, bits, err) &&
-	       close_to(p, "dk", p->dk, r->dk, bits, err) && close_to(p, "dv", p->dv, r->dv, bits, err) && gaps(p, err);
+	return close_to(p, "lse", p->lse, r->lse, 0, err) &&
+	       close_to(p, "o", p->o, r->o, bits, err) &&
+	       close_to(p, "delta", p->delta, r->delta, 0, err) &&
+	       close_to(p, "dq", p->dq, r->dq, bits, err) &&
+	       close_to(p, "dk", p->dk, r->dk, bits, err) &&
+	       close_to(p, "dv", p->dv, r->dv, bits, err) && gaps(p, err);
 }
 
 static bool
@@ -562,7 +584,8 @@ one(const Case *c, Simt *const s[NSeed], SimtKernel *const *const k[NSeed], char
 				was[i] = alloc(p.block[i].nbytes, 1);
 				memcpy(was[i], p.block[i].p, p.block[i].nbytes);
 			} else if (memcmp(was[i], p.block[i].p, p.block[i].nbytes) != 0) {
-				snprintf(err, 500, "%s: other bits with another order of threads", p.block[i].name);
+				snprintf(err, 500, "%s: other bits with another order of threads",
+				         p.block[i].name);
 				good = false;
 			}
 		}
@@ -583,7 +606,6 @@ title(const Case *c, char out[200])
 	         s->K, c->nseq, c->seq, c->window, c->doc, c->packed ? " packed" : "");
 }
 
-/* ONLY=WORDS: cases whose title has them */
 static bool
 wanted(const Case *c)
 {

@@ -359,6 +359,7 @@ main(void)
 	run_case("launch-shapes", "", launch_shapes);
 	run_case("libraries", "", libraries);
 	run_case("other-compute-capability", "cc=8.0", other_compute_capability);
+	run_case("newer-compute-capability", "cc=12.0", other_compute_capability);
 	run_case("outside-memory", "check", outside_memory);
 	run_case("null-pointer", "check", null_pointer);
 	run_case("null-pointer-without-checks", "", null_pointer);

@@ -541,6 +541,11 @@ c_and_d(void)
 	WANT(MULTIPLY(&one, pc, t.c), 0);
 	WANT(MULTIPLY(&one, pc, wide), CUBLAS_STATUS_INVALID_VALUE);
 	want_note("C is D, but their layouts differ");
+	WANT(MULTIPLY(&one, (char *)pc + 64 * 48 * 4, layout(&t.lt, CUDA_R_16BF, 64, 48, 64)),
+	     CUBLAS_STATUS_NOT_SUPPORTED);
+	want_note("C and D of different types");
+	WANT(MULTIPLY(&one, (char *)pc + 64 * 48 * 4, layout(&t.lt, CUDA_R_32F, 48, 64, 64)),
+	     CUBLAS_STATUS_INVALID_VALUE);
 	WANT(MULTIPLY(&one, (char *)pc + 256, t.c), CUBLAS_STATUS_INVALID_VALUE);
 	want_note("C and D overlap");
 	WANT(MULTIPLY(&one, (char *)pc + 64 * 48 * 4, t.c), 0);

@@ -116,6 +116,7 @@ static void
 old_driver(void)
 {
 	Driver d = open_driver();
+	CUdriverProcAddressQueryResult status;
 	void *p;
 	int v;
 
@@ -124,6 +125,8 @@ old_driver(void)
 	EXPECT(!d.cuFuncLoad, "cuFuncLoad of 12.4 is there");
 	EXPECT(d.cuLibraryLoadData, "cuLibraryLoadData of 12.0 is not there");
 	WANT(d.get("cuFuncLoad", &p, 12040, 0, NULL), CUDA_ERROR_INVALID_VALUE);
+	WANT(d.get("cuFuncLoad", &p, 12000, 0, &status), 0);
+	EXPECT(!p && status == CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND, "status %d", status);
 }
 
 static void

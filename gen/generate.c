@@ -194,6 +194,60 @@ remove_stale(const Bundle *b, const char *dir, const char *kernels)
 	buf_free(&path);
 }
 
+/* The hash that the manifest in dir gives for a kernel, or "". */
+static void
+old_hash(Arena *a, const char *dir, const char *name, char hash[65])
+{
+	const char *line = arena_printf(a, "\nkernel %s ", name), *p;
+	size_t n;
+	char *m = file_read(a, arena_printf(a, "%s/manifest", dir), &n);
+
+	hash[0] = 0;
+	p = m ? strstr(m, line) : NULL;
+	p = p ? strchr(p + strlen(line), ' ') : NULL;
+	if (p && strspn(p + 1, "0123456789abcdef") == 64)
+		snprintf(hash, 65, "%.64s", p + 1);
+}
+
+/* Was the kernel in dir edited by a person since it was emitted, from the same
+ * text as now?  Edits of a text that is emitted otherwise now end the process:
+ * neither may be lost silently. */
+static bool
+is_edited(const Bundle *b, const Text *t, const char *dir)
+{
+	Arena *a = arena_new("edited");
+	char was[65], is[65], now[65];
+	const char *path = arena_printf(a, "%s/kernels/%s%s", dir, t->name, text_suffix(b));
+	size_t n;
+	char *have = file_read(a, path, &n);
+	bool edited = false;
+
+	old_hash(a, dir, t->name, was);
+	if (have && was[0]) {
+		sha256_hex(have, n, is);
+		sha256_hex(t->file, strlen(t->file), now);
+		edited = strcmp(is, was) != 0;
+		if (edited && strcmp(now, was) != 0)
+			die("%s was edited, and what is emitted in its place has changed: move it "
+			    "away, or emit without --keep", path);
+	}
+	arena_free(a);
+	return edited;
+}
+
+int
+bundle_edited(const Bundle *b, const char *dir)
+{
+	int i, n = 0;
+
+	for (i = 0; i < b->ntext; i++)
+		if (is_edited(b, &b->text[i], dir)) {
+			b->text[i].keep = true;
+			n++;
+		}
+	return n;
+}
+
 void
 bundle_write(const Bundle *b, const char *dir)
 {
@@ -210,6 +264,8 @@ bundle_write(const Bundle *b, const char *dir)
 	report(b, &out);
 	write_file(dir, "plan.txt", &out);
 	for (i = 0; i < b->ntext; i++) {
+		if (b->text[i].keep)
+			continue;
 		out.len = path.len = 0;
 		buf_puts(&out, b->text[i].file);
 		buf_printf(&path, "kernels/%s%s", b->text[i].name, text_suffix(b));

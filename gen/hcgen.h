@@ -318,6 +318,7 @@ typedef struct {
 	int firstsub;
 	int threads;            /* cuda */
 	size_t smem;
+	bool keep;              /* a person's edited file stays */
 } Text;
 
 enum { PLAN_TRAIN, PLAN_EVAL, PLAN_LOGITS, PLAN_UPDATE, NPlans };
@@ -343,6 +344,9 @@ Bundle *generate(Arena *a, const Model *m, long T, int target, const char *dump)
 void emit_texts(Bundle *b);             /* emit.c */
 void manifest(const Bundle *b, Buf *out);       /* manifest.c */
 void report(const Bundle *b, Buf *out);         /* report.c: plan.txt */
+/* Kernels in dir that a person edited since they were emitted: bundle_write
+ * leaves them.  How many. */
+int bundle_edited(const Bundle *b, const char *dir);
 /* Write DIR/{spec.yaml,plan.txt,manifest,kernels/}.  die()s. */
 void bundle_write(const Bundle *b, const char *dir);
 const char *text_suffix(const Bundle *b);

@@ -18,7 +18,7 @@ typedef struct {
 	long n, threads, rows;
 	double temperature;
 	long long seed;
-	bool has_seed, json, quiet, logits, list_params, schema, reference, bytes;
+	bool has_seed, json, quiet, logits, list_params, schema, reference, bytes, keep;
 } Options;
 
 static const char usage[] =
@@ -43,6 +43,8 @@ static const char usage[] =
 "  -o DIR             where to write (default out/NAME)\n"
 "  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan, k kernels\n"
 "  --json             machine-readable output (check, train, doctor)   --quiet   less of it\n"
+"emit\n"
+"  --keep             leave kernels that were edited in DIR as they are\n"
 "verify\n"
 "  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"
 "                     one forward and backward on your own parameters and tokens\n"
@@ -50,7 +52,7 @@ static const char usage[] =
 "  --bytes            simt: bytes that each kernel loads and stores, distinct and issued\n"
 "train\n"
 "  --params P.safetensors   start from these parameters      --run DIR   where the run goes\n"
-"  --kernels DIR            an emitted directory, as it is: kernels edited there are run\n"
+"  --kernels DIR            an emitted directory, as it is: kernels edited there are run (compile: compiled)\n"
 "sample\n"
 "  --prompt TEXT  -n TOKENS  --temperature X\n";
 
@@ -126,6 +128,7 @@ flag_option(Options *o, const char *opt)
 		{ "--json", &o->json }, { "--quiet", &o->quiet },
 		{ "--logits", &o->logits }, { "--schema", &o->schema },
 		{ "--reference", &o->reference }, { "--bytes", &o->bytes },
+		{ "--keep", &o->keep },
 	};
 	size_t i;
 
@@ -262,12 +265,15 @@ verb_emit(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, one_arg(o, "emit"));
 	const char *dir = out_dir(a, o, m);
 	Bundle *b = generate(a, m, 0, target(o), o->dump ? o->dump : "");
+	int kept = o->keep ? bundle_edited(b, dir) : 0;
 
 	bundle_write(b, dir);
 	if (!o->quiet)
 		printf("%s: %d kernels, %d + %d + %d steps\n", dir, b->ntext,
 		       b->plan[PLAN_TRAIN]->nstep, b->plan[PLAN_EVAL]->nstep,
 		       b->plan[PLAN_UPDATE]->nstep);
+	if (kept && !o->quiet)
+		printf("%d edited kernels kept\n", kept);
 	return EX_OK;
 }
 
@@ -310,12 +316,33 @@ verb_show(Arena *a, const Options *o)
 	return EX_OK;
 }
 
+/* An emitted directory is run as it is, its kernels possibly edited, if this
+ * spec with these settings is what it was emitted from. */
+static void
+check_kernels(Arena *a, const Bundle *b, const char *dir)
+{
+	const char *path = arena_printf(a, "%s/manifest", dir);
+	Buf want = {0};
+	size_t n = 0;
+	char *have = file_read(a, path, &n);
+
+	if (!have)
+		die("cannot read %s: %s", path, strerror(errno));
+	manifest(b, &want);
+	if (n != want.len || memcmp(have, want.s, n) != 0)
+		die("%s was emitted from another spec or with other settings: run hcgen emit "
+		    "again with these", dir);
+	buf_free(&want);
+}
+
 /* What NVRTC makes of every kernel; no GPU is needed. */
 static int
 verb_compile(Arena *a, const Options *o)
 {
 	const Model *m = model_of(a, o, one_arg(o, "compile"));
-	const char *dir = out_dir(a, o, m), *arch[16], *p = o->arch ? o->arch : "sm_90a";
+	const char *dir = o->kernels ? o->kernels : out_dir(a, o, m);
+	const char *arch[16], *p = o->arch ? o->arch : "sm_90a";
+	const Bundle *b = generate(a, m, 0, TO_CUDA, "");
 	int n;
 
 	for (n = 0; *p && n < 16; n++) {
@@ -323,7 +350,10 @@ verb_compile(Arena *a, const Options *o)
 		p += strcspn(p, ",");
 		p += *p == ',';
 	}
-	bundle_write(generate(a, m, 0, TO_CUDA, ""), dir);
+	if (o->kernels)
+		check_kernels(a, b, dir);
+	else
+		bundle_write(b, dir);
 	return compile_report(dir, n, arch, o->json, stdout);
 }
 
@@ -342,25 +372,6 @@ verb_verify(Arena *a, const Options *o)
 	if (o->json)
 		die("verify: --json is not for this verb; --dump writes what it found");
 	return verify(a, model_of(a, o, file), &v);
-}
-
-/* An emitted directory is run as it is, its kernels possibly edited, if this
- * spec with these settings is what it was emitted from. */
-static void
-check_kernels(Arena *a, const Bundle *b, const char *dir)
-{
-	const char *path = arena_printf(a, "%s/manifest", dir);
-	Buf want = {0};
-	size_t n = 0;
-	char *have = file_read(a, path, &n);
-
-	if (!have)
-		die("cannot read %s: %s", path, strerror(errno));
-	manifest(b, &want);
-	if (n != want.len || memcmp(have, want.s, n) != 0)
-		die("%s was emitted from another spec or with other settings: run hcgen emit "
-		    "again with these", dir);
-	buf_free(&want);
 }
 
 static int

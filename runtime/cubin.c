@@ -1,9 +1,10 @@
-/* What a compiled kernel takes: registers, stack, shared memory, code, read
- * from its cubin.
+/* What a compiled kernel takes: registers, stack, shared memory, code, bytes of
+ * arguments, read from its cubin.
  *
  * A cubin is an ELF file.  Its section .nv.info holds records of an attribute
- * and a symbol; which attributes mean what is documented nowhere and was found
- * by comparing with what ptxas prints (-v), sm_80 to sm_120 of CUDA 13.0.  The
+ * and a symbol, and one such section per kernel more attributes; which mean
+ * what is documented nowhere and was found by comparing with the text and with
+ * what ptxas prints (-v), sm_80 to sm_120 of CUDA 13.0.  The
  * bytes may come from a file, so every offset is checked against the length. */
 #include "hcrun.h"
 
@@ -12,7 +13,9 @@
 
 enum {
 	InfoRegisters = 0x2f, InfoFrame = 0x11, InfoStack = 0x12,
+	InfoArguments = 0x19,
 	InfoWords = 4,          /* format of a record: a size and that many bytes */
+	InfoHalf = 3,           /* a value in place of the size */
 	/* From sm_90 on a block has this much for the system, counted in the
 	 * section of each kernel; a section .nv.shared.reserved.0 tells. */
 	Reserved = 1024
@@ -130,11 +133,25 @@ read_info(const Elf *e, const Elf64_Shdr *info, uint32_t symbol, KernelResources
 	return out->registers >= 0;
 }
 
+static long
+read_arguments(const Elf *e, const Elf64_Shdr *info)
+{
+	size_t at = info->sh_offset, end = at + info->sh_size;
+	unsigned char head[4];
+
+	while (at < end && get(e, at, head, sizeof head)) {
+		if (head[0] == InfoHalf && head[1] == InfoArguments)
+			return head[2] | (long)head[3] << 8;
+		at += sizeof head + (head[0] == InfoWords ? head[2] | (size_t)head[3] << 8 : 0);
+	}
+	return -1;
+}
+
 /* False when the bytes are no cubin, or hold no such kernel. */
 bool
 cubin_resources(const void *cubin, size_t n, const char *kernel, KernelResources *out)
 {
-	Elf64_Shdr text, info, shared, reserved;
+	Elf64_Shdr text, info, own, shared, reserved;
 	uint32_t symbol;
 	Elf e;
 
@@ -144,6 +161,7 @@ cubin_resources(const void *cubin, size_t n, const char *kernel, KernelResources
 	    !read_info(&e, &info, symbol, out))
 		return false;
 	out->code = (long)text.sh_size;
+	out->arguments = find(&e, ".nv.info.", kernel, &own) ? read_arguments(&e, &own) : -1;
 	if (find(&e, ".nv.shared.", kernel, &shared)) {
 		out->smem = (long)(shared.sh_size & 0xffffff);
 		if (find(&e, ".nv.shared.reserved.0", "", &reserved) && out->smem >= Reserved)

@@ -229,6 +229,20 @@ load_kernel(Run *r, Cuda *c, int k, const Nvrtc *from)
 	kernel->handle = fn;
 }
 
+/* Arguments that a kernel does not have would be read as addresses. */
+static void
+check_arguments(const Run *r, int k, const char *path)
+{
+	const RunStep *s = kernel_mismatch(r, k);
+
+	if (s && r->kernel[k].edited)
+		die("%s takes %ld bytes of arguments, and %s passes %d", path,
+		    r->kernel[k].res.arguments, s->site, 8 * s->narg);
+	if (s)
+		bug("%s takes %ld bytes of arguments, and %s passes %d", path,
+		    r->kernel[k].res.arguments, s->site, 8 * s->narg);
+}
+
 static void
 open_kernels(Run *r, Cuda *c)
 {
@@ -244,6 +258,7 @@ open_kernels(Run *r, Cuda *c)
 				die("%s does not compile", v[i].path);
 			bug("%s does not compile", v[i].path);
 		}
+		check_arguments(r, i, v[i].path);
 		load_kernel(r, c, i, &v[i]);
 	}
 	nvrtc_free(v, r->nkernel);

@@ -51,6 +51,7 @@ typedef struct {
 	long spills;                    /* bytes stored and loaded for them */
 	long smem;                      /* static shared memory */
 	long code;
+	long arguments;                 /* -1: not told */
 } KernelResources;
 
 typedef struct {
@@ -224,6 +225,8 @@ bool cubin_resources(const void *cubin, size_t n, const char *kernel,
                      KernelResources *out);
 /* resources.c */
 const char *kernel_site(const Run *r, int k);           /* its first launch */
+/* A launch that passes other arguments than the kernel has, or NULL. */
+const RunStep *kernel_mismatch(const Run *r, int k);
 void run_resources(const Run *r, FILE *f);
 int compile_report(const char *dir, int narch, const char *const *arch, bool json,
                    FILE *out);

@@ -299,7 +299,7 @@ time_runs(Run *r, const Plan *p, const cublasLtMatmulAlgo_t *algo, int n)
 static int
 fastest(Run *r, const Plan *p, const cublasLtMatmulHeuristicResult_t *found, int n)
 {
-	double best[MaxChoices], t;
+	double best[MaxChoices] = {0}, t;
 	int i, k, runs, winner = 0;
 
 	t = time_runs(r, p, &found[0].algo, 1);

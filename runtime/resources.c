@@ -20,6 +20,26 @@ kernel_site(const Run *r, int k)
 	return "nowhere";
 }
 
+/* Arguments are 8 bytes each. */
+const RunStep *
+kernel_mismatch(const Run *r, int k)
+{
+	const RunKernel *kernel = &r->kernel[k];
+	const RunStep *s;
+	int i, j;
+
+	if (!kernel->measured || kernel->res.arguments < 0)
+		return NULL;
+	for (i = 0; i < NProg; i++)
+		for (j = 0; j < r->prog[i].nstep; j++) {
+			s = &r->prog[i].step[j];
+			if (s->kind == ST_LAUNCH && s->kernel == k &&
+			    8L * s->narg != kernel->res.arguments)
+				return s;
+		}
+	return NULL;
+}
+
 /* The path is the real one, so that what the compiler says of a line can be
  * opened from wherever it is read. */
 static void
@@ -112,14 +132,20 @@ report_arch(Run *r, const char *arch, bool json, FILE *out)
 {
 	Arena *a = arena_new("report");
 	Nvrtc *v = kernels_compile(r, a, arch);
+	const RunStep *wrong;
 	int i, rc = EX_OK;
 
 	for (i = 0; i < r->nkernel; i++) {
-		if (v[i].cubin && r->kernel[i].measured) {
+		wrong = kernel_mismatch(r, i);
+		if (v[i].cubin && r->kernel[i].measured && !wrong) {
 			report_row(&r->kernel[i], &v[i], json, out);
 			continue;
 		}
-		if (v[i].cubin)
+		if (wrong)
+			fprintf(stderr, "%s: takes %ld bytes of arguments, and %s passes %d\n",
+			        v[i].path, r->kernel[i].res.arguments, wrong->site,
+			        8 * wrong->narg);
+		else if (v[i].cubin)
 			fprintf(stderr, "%s: its cubin for %s is not understood\n",
 			        v[i].path, arch);
 		else

@@ -36,12 +36,16 @@ void @KERNEL@(
 
 	__shared__ float stat[2][2 * BQ];                // of a tile's queries: lse in powers of 2, then delta
 	__shared__ int lo[2][BQ];                        // first key that a query sees
+	__shared__ int column;                           // of this kv head
 	bf16 *const kb = (bf16 *)dynamic_smem();         // [k v][BK][PITCH]
 	bf16 *const qb = kb + 2 * BK * PITCH;            // [2][q do][BQ][PITCH]
 	const int row = (int)threadIdx.x % BQ;           // of stat and lo that this thread fills
 
 	attn_load<BK, D, PITCH>(kb, attn_piece<D>(k + g * D, j0, ks), ks, end - j0);
 	attn_load<BK, D, PITCH>(kb + BK * PITCH, attn_piece<D>(v + g * D, j0, vs), vs, end - j0);
+
+	if (threadIdx.x == 0)
+		column = g * D;
 
 	// the last tile of queries that sees one of these keys; tiles count from row j0
 	int last = 0;
@@ -69,22 +73,22 @@ void @KERNEL@(
 
 	// A step starts the copies of a tile, the queries of head h from row t on, and works on the tile of the step before,
 	// from row now on. A query beyond the sequence adds nothing: its powers are 2^-inf.
-	int h = g * (H / K), t = j0, now = j0 - BQ, stage = 0;
+	int h = 0, t = j0, now = j0 - BQ;                // h counts in the group
 
-	for (int left = H / K * (last + 1);; left--, stage ^= 1) {
+	for (int stage = 0;; stage ^= 1) {
 		float x = 0.f;
 		int y = 0;
 
 		// the tile before is there, and all warps are done with the one before that, where the next one goes
 		cp_async_wait0();
 		__syncthreads();
-		if (left > 0) {
+		if (h < H / K) {
 			bf16 *next = qb + stage * 2 * BQ * PITCH;
 			const bool in = t + row < end;
-			const long th = (long)(in ? t + row : end - 1) * H + h;
+			const long th = (long)(in ? t + row : end - 1) * H + g * (H / K) + h;
 
-			attn_load<BQ, D, PITCH>(next, attn_piece<D>(q + h * D, t, qs), qs, end - t);
-			attn_load<BQ, D, PITCH>(next + BQ * PITCH, attn_piece<D>(dout + h * D, t, H * D), H * D, end - t);
+			attn_load<BQ, D, PITCH>(next, attn_piece<D>(q + (g * (H / K) + h) * D, t, qs), qs, end - t);
+			attn_load<BQ, D, PITCH>(next + BQ * PITCH, attn_piece<D>(dout + (g * (H / K) + h) * D, t, H * D), H * D, end - t);
 			cp_async_commit();
 			if (threadIdx.x < BQ) {
 				x = in ? lse[th] * log2e : __uint_as_float(0x7f800000u);
@@ -118,7 +122,7 @@ void @KERNEL@(
 						ds[m][n][i] = s[m][n][i] * (ds[m][n][i] - del[n * 8 + i % 2]);
 			attn_pb<MT, NT, ND, PITCH>(acck, ds, qt);
 		}
-		if (left == 0)
+		if (h == H / K)
 			break;
 		if (threadIdx.x < 2 * BQ)
 			stat[stage][threadIdx.x] = x;
@@ -132,9 +136,8 @@ void @KERNEL@(
 		}
 	}
 
-	// dk and dv through shared memory, where k and v of this warp lay, which nobody else reads; h is past the heads of g
+	// dk and dv through shared memory, where k and v of this warp lay, which nobody else reads
 	bf16 *const kout = kb + warp * 16 * MT * PITCH, *const vout = kout + BK * PITCH;
-	const int column = (h - 1) / (H / K) * D;
 
 	__syncwarp();
 	attn_put<MT, ND, PITCH>(kout, acck, (float)scale);

@@ -36,28 +36,27 @@ void @KERNEL@(
 	// from here on rows count from t0: queries 0 .. end - 1, no key from end on
 
 	__shared__ long at;                              // of the first query in [T, dqs]
-	__shared__ int lo[BQ];                           // first key that a query sees
+	__shared__ int lo[BQ];                           // first key that a query sees; beyond the sequence none
 	__shared__ float e[BQ], del[BQ];                 // lse in powers of 2, delta
 	bf16 *const qb = (bf16 *)dynamic_smem();         // [q do][BQ][PITCH]
-	bf16 *const kv = qb + 2 * BQ * PITCH;            // [2][k v][BK][PITCH]
+	bf16 *const kv = qb + 2 * BQ * PITCH;            // [2][k v][BK][PITCH], tile j0 in half j0 / BK % 2
 	int j0 = -((t0 - attn_lo(docstart, win, t0) + BK - 1) / BK * BK);
-	int now = 0;                                     // where in kv the tile of j0 is
 
 	k += g * D;
 	v += g * D;
 	attn_load<BQ, D, PITCH>(qb, attn_piece<D>(q + h * D, t0, qs), qs, end);
 	attn_load<BQ, D, PITCH>(qb + BQ * PITCH, attn_piece<D>(dout + h * D, t0, H * D), H * D, end);
-	attn_load<BK, D, PITCH>(kv, attn_piece<D>(k, t0 + j0, ks), ks, end - j0);
-	attn_load<BK, D, PITCH>(kv + BK * PITCH, attn_piece<D>(v, t0 + j0, vs), vs, end - j0);
+	attn_load<BK, D, PITCH>(kv + (j0 & BK) * 2 * PITCH, attn_piece<D>(k, t0 + j0, ks), ks, end - j0);
+	attn_load<BK, D, PITCH>(kv + (j0 & BK) * 2 * PITCH + BK * PITCH, attn_piece<D>(v, t0 + j0, vs), vs, end - j0);
 	cp_async_commit();
 
-	// rows of this warp, t .. t + 31; of this lane, t + 8 r + lane / 4; beyond the sequence they see what its last row sees
+	// rows of this warp, t .. t + 31; of this lane, t + 8 r + lane / 4
 	const int t = warp * 32;
 	float acc[MT][ND][4];
 
 	if (threadIdx.x == 0)
 		at = t0 * dqs + h * D;
-	lo[threadIdx.x] = attn_lo(docstart, win, t0 + (t + lane < end ? t + lane : end - 1)) - t0;
+	lo[threadIdx.x] = t + lane < end ? attn_lo(docstart, win, t0 + t + lane) - t0 : 1 << 30;
 	#pragma unroll
 	for (int r = 0; r < 2 * MT; r++) {
 		const int row = t + r * 8 + lane / 4;
@@ -87,20 +86,20 @@ void @KERNEL@(
 		for (int d = 0; d < ND; d++)
 			acc[i][d][0] = acc[i][d][1] = acc[i][d][2] = acc[i][d][3] = 0.f;
 
-	for (; j0 < end; j0 += BK, now = 2 * BK * PITCH - now) {
-		const bf16 *kb = kv + now, *vb = kb + BK * PITCH;
+	for (; j0 < end; j0 += BK) {
+		const bf16 *kb = kv + (j0 & BK) * 2 * PITCH, *vb = kb + BK * PITCH;
 
 		// this tile is there, and all warps are done with the tile before, where the next one goes
 		cp_async_wait0();
 		__syncthreads();
 		if (j0 + BK < end) {
-			bf16 *next = kv + 2 * BK * PITCH - now;
+			bf16 *next = kv + (~j0 & BK) * 2 * PITCH;
 
 			attn_load<BK, D, PITCH>(next, attn_piece<D>(k, t0 + j0 + BK, ks), ks, end - j0 - BK);
 			attn_load<BK, D, PITCH>(next + BK * PITCH, attn_piece<D>(v, t0 + j0 + BK, vs), vs, end - j0 - BK);
 			cp_async_commit();
 		}
-		if (t >= end || j0 > t + 31 || j0 + BK <= lo[warp * 32])
+		if (j0 > t + 31 || j0 + BK <= lo[warp * 32])
 			continue;
 
 		float s[MT][NT][4], ds[MT][NT][4];

@@ -32,27 +32,27 @@ void @KERNEL@(
 	// from here on rows count from t0: queries 0 .. end - 1, no key from end on
 
 	__shared__ long at;                              // of the first query in [T, H]
-	__shared__ int lo[BQ];                           // first key that a query sees
+	__shared__ int lo[BQ];                           // first key that a query sees; beyond the sequence none
 	__shared__ float m[2 * MT][BQ], l[2 * MT][BQ];   // of each lane's rows: running maximum, sum of the lane's powers
 	bf16 *const qb = (bf16 *)dynamic_smem();         // [BQ][PITCH]
-	bf16 *const kv = qb + BQ * PITCH;                // [2][k v][BK][PITCH]
+	bf16 *const kv = qb + BQ * PITCH;                // [2][k v][BK][PITCH], tile j0 in half j0 / BK % 2
 	int j0 = -((t0 - attn_lo(docstart, win, t0) + BK - 1) / BK * BK);
-	int row = t0 + j0, now = 0;                      // of the tile from j0 on: row in k and v, place in kv
+	int row = t0 + j0;                               // of key j0 in k and v
 
 	k += g * D;
 	v += g * D;
 	attn_load<BQ, D, PITCH>(qb, attn_piece<D>(q + h * D, t0, qs), qs, end);
-	attn_load<BK, D, PITCH>(kv, attn_piece<D>(k, row, ks), ks, end - j0);
-	attn_load<BK, D, PITCH>(kv + BK * PITCH, attn_piece<D>(v, row, vs), vs, end - j0);
+	attn_load<BK, D, PITCH>(kv + (j0 & BK) * 2 * PITCH, attn_piece<D>(k, row, ks), ks, end - j0);
+	attn_load<BK, D, PITCH>(kv + (j0 & BK) * 2 * PITCH + BK * PITCH, attn_piece<D>(v, row, vs), vs, end - j0);
 	cp_async_commit();
 
-	// rows of this warp, t .. t + 31; of this lane, t + 8 r + lane / 4; beyond the sequence they see what its last row sees
+	// rows of this warp, t .. t + 31; of this lane, t + 8 r + lane / 4
 	const int t = warp * 32;
 	float acc[MT][ND][4];
 
 	if (threadIdx.x == 0)
 		at = (long)t0 * H + h;
-	lo[threadIdx.x] = attn_lo(docstart, win, t0 + (t + lane < end ? t + lane : end - 1)) - t0;
+	lo[threadIdx.x] = t + lane < end ? attn_lo(docstart, win, t0 + t + lane) - t0 : 1 << 30;
 	#pragma unroll
 	for (int i = 0; i < 2 * MT; i++) {
 		m[i][threadIdx.x] = none;
@@ -64,20 +64,20 @@ void @KERNEL@(
 		for (int d = 0; d < ND; d++)
 			acc[i][d][0] = acc[i][d][1] = acc[i][d][2] = acc[i][d][3] = 0.f;
 
-	for (; j0 < end; j0 += BK, row += BK, now = 2 * BK * PITCH - now) {
-		const bf16 *kb = kv + now, *vb = kb + BK * PITCH;
+	for (; j0 < end; j0 += BK, row += BK) {
+		const bf16 *kb = kv + (j0 & BK) * 2 * PITCH, *vb = kb + BK * PITCH;
 
 		// this tile is there, and all warps are done with the tile before, where the next one goes
 		cp_async_wait0();
 		__syncthreads();
 		if (j0 + BK < end) {
-			bf16 *next = kv + 2 * BK * PITCH - now;
+			bf16 *next = kv + (~j0 & BK) * 2 * PITCH;
 
 			attn_load<BK, D, PITCH>(next, attn_piece<D>(k, row + BK, ks), ks, end - j0 - BK);
 			attn_load<BK, D, PITCH>(next + BK * PITCH, attn_piece<D>(v, row + BK, vs), vs, end - j0 - BK);
 			cp_async_commit();
 		}
-		if (t >= end || j0 > t + 31 || j0 + BK <= lo[warp * 32])
+		if (j0 > t + 31 || j0 + BK <= lo[warp * 32])
 			continue;
 
 		float s[MT][NT][4];

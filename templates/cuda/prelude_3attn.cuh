@@ -19,7 +19,7 @@ __device__ __forceinline__ void attn_load(bf16 *tile, const bf16 *src, int strid
 
 	if (128 % PIECES != 0 && r0 >= STEP)
 		return;
-	tile += r0 * PITCH + c;
+	tile += (threadIdx.x + r0) * 8;                  // r0 * PITCH + c, PITCH being 8 PIECES + 8
 	if (D % 16 != 0 && c >= D)
 		n = 0;
 	#pragma unroll

@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """specs/reference.yaml against what is committed here.
 
-    reference/spec.yaml plan.txt manifest    what emit writes, byte for byte
+    reference/spec.yaml plan.txt manifest    what emit writes for cpu, byte for byte
     reference/kernels/                       some of the kernels, to be read and reviewed
     reference/kernels.sha256                 digests of all
+    reference/cuda/                          plan.txt to kernels.sha256 once more, for cuda
     reference/outputs.txt                    loss and norm of every gradient, in double
     reference/curve.txt                      losses of 30 steps
     data/train.bin, val.bin                  8192 and 1024 tokens below 20
@@ -24,15 +25,15 @@ SHOWN = ["attn_glue_???__*", "mlp_glue_???__*", "coef_grads*", "lanes_attn_to_ml
 
 
 def shown(folder):
-    return sorted(p.name for p in folder.iterdir() if any(fnmatch.fnmatch(p.name, s + ".c") for s in SHOWN))
+    return sorted(p.name for p in folder.iterdir() if any(fnmatch.fnmatch(p.name, s + ".c*") for s in SHOWN))
 
 
 def digests(folder):
     return "".join(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.iterdir()))
 
 
-def emitted(out, *words, spec=REFERENCE, **how):
-    hcgen("emit", spec, "-o", out, *words, **how)
+def emitted(out, *words, spec=REFERENCE, device="cpu", **how):
+    hcgen("emit", spec, "-o", out, "--device", device, *words, **how)
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
@@ -47,28 +48,42 @@ def same_text(name, want, got):
     raise AssertionError(f"{name}: other line ends")
 
 
+def text_is(gold, files, folder):
+    for name in ("plan.txt", "manifest"):
+        same_text(name, (gold / name).read_bytes(), files[name])
+    expect(shown(gold / "kernels") == shown(folder), "kernels/ holds others than are emitted")
+    for name in shown(gold / "kernels"):
+        same_text(name, (gold / "kernels" / name).read_bytes(), files["kernels/" + name])
+    same_text("kernels.sha256", (gold / "kernels.sha256").read_bytes(), digests(folder).encode())
+
+
 @case
 def text_is_the_golden(tmp):
     files = emitted(tmp / "a")
-    for name in ("spec.yaml", "plan.txt", "manifest"):
-        same_text(name, (GOLD / name).read_bytes(), files[name])
-    expect(shown(GOLD / "kernels") == shown(tmp / "a/kernels"), "kernels/ holds others than are emitted")
-    for name in shown(GOLD / "kernels"):
-        same_text(name, (GOLD / "kernels" / name).read_bytes(), files["kernels/" + name])
-    same_text("kernels.sha256", (GOLD / "kernels.sha256").read_bytes(), digests(tmp / "a/kernels").encode())
+    same_text("spec.yaml", (GOLD / "spec.yaml").read_bytes(), files["spec.yaml"])
+    text_is(GOLD, files, tmp / "a/kernels")
+
+
+@case
+def cuda_text_is_the_golden(tmp):
+    text_is(GOLD / "cuda", emitted(tmp / "a", device="cuda"), tmp / "a/kernels")
 
 
 @case
 def every_pattern_shows_a_kernel(tmp):
     for s in SHOWN:
         expect(fnmatch.filter(os.listdir(GOLD / "kernels"), s + ".c"), s)
+        expect(fnmatch.filter(os.listdir(GOLD / "cuda/kernels"), s + ".cu"), s)
 
 
 @case
 def emitting_twice_gives_the_same_bytes(tmp):
     """Also over the first, from elsewhere, and in another environment."""
+    first = emitted(tmp / "a", device="cuda")
+    expect(first == emitted(tmp / "a", device="cuda"), "into the same directory")
+    expect(first == emitted(tmp / "e", device="simt"), "simt runs what cuda runs")
     first = emitted(tmp / "a")
-    expect(first == emitted(tmp / "a"), "into the same directory")
+    expect(first == emitted(tmp / "a"), "over the text of another target")
     expect(first == emitted(tmp / "b", cwd=ROOT / "specs", spec="reference.yaml"), "from another directory")
     shutil.copy(REFERENCE, tmp / "other.yaml")
     expect(first == emitted(tmp / "c", spec=tmp / "other.yaml"), "from a copy of the spec")
@@ -117,8 +132,8 @@ def norms(path):
     return {k: float(np.linalg.norm(x.astype("f8"))) for k, x in read_params(path).items()}
 
 
-def outputs(tmp, *words):
-    hcgen("verify", REFERENCE, "--params", parameters(tmp), "--tokens", HERE / "data/train.bin",
+def outputs(tmp, *words, device="cpu"):
+    hcgen("verify", REFERENCE, "--device", device, "--params", parameters(tmp), "--tokens", HERE / "data/train.bin",
           "--dump", tmp / "dump", *words)
     return norms(tmp / "dump")
 
@@ -147,6 +162,11 @@ def outputs_of_the_kernels_are_the_golden(tmp):
 
 
 @case
+def outputs_of_the_cuda_text_are_the_golden(tmp):
+    close(outputs(tmp, device="simt"), golden_outputs(), 1e-5)
+
+
+@case
 def outputs_of_the_oracle_are_the_golden(tmp):
     """Two programs in double that share no code."""
     python("oracle.py", "grad", REFERENCE, "--params", parameters(tmp), "--tokens", HERE / "data/train.bin",
@@ -154,9 +174,17 @@ def outputs_of_the_oracle_are_the_golden(tmp):
     close(norms(tmp / "dump"), golden_outputs(), 1e-9)
 
 
-def curve(tmp):
-    train(tmp / "a", *data_at(HERE / "data"), *sets(train__val_tokens=192), spec=REFERENCE)
+def curve(tmp, device="cpu"):
+    train(tmp / "a", "--device", device, *data_at(HERE / "data"), *sets(train__val_tokens=192), spec=REFERENCE)
     return losses(tmp / "a") + val_losses(tmp / "a")
+
+
+def curve_is_golden(got):
+    want = [float(x) for x in open(GOLD / "curve.txt")]
+    expect(len(got) == len(want) == 31, len(got))
+    expect(want[29] < want[0] - 1, "not much of a curve")
+    for i, (x, y) in enumerate(zip(got, want)):
+        expect(abs(x - y) <= 1e-4 * y, f"step {i + 1}: loss {x:.9g}, golden {y:.9g}")
 
 
 @case
@@ -165,11 +193,13 @@ def curve_is_the_golden(tmp):
     where a gradient is near 0: without FMA, without AVX-512, with clang, with oneDNN on AVX2 the losses
     of 30 steps were seen to move by 2e-8 of themselves, and two implementations differ by 1e-5 (e2e/curves.py).
     1e-4 leaves room for a CPU not seen; a wrong coefficient, schedule or group moves more."""
-    want, got = [float(x) for x in open(GOLD / "curve.txt")], curve(tmp)
-    expect(len(got) == len(want) == 31, len(got))
-    expect(want[29] < want[0] - 1, "not much of a curve")
-    for i, (x, y) in enumerate(zip(got, want)):
-        expect(abs(x - y) <= 1e-4 * y, f"step {i + 1}: loss {x:.9g}, golden {y:.9g}")
+    curve_is_golden(curve(tmp))
+
+
+@case
+def curve_of_the_cuda_text_is_the_golden(tmp):
+    """The same bound: the sums of another text are others of the same kind."""
+    curve_is_golden(curve(tmp, "simt"))
 
 
 # ---- making them ----------------------------------------------------------
@@ -188,12 +218,15 @@ def make_shards():
 def bless():
     with tempfile.TemporaryDirectory() as t:
         tmp = pathlib.Path(t)
-        files = emitted(tmp / "emitted")
-        shutil.rmtree(GOLD / "kernels", ignore_errors=True)
-        (GOLD / "kernels").mkdir(parents=True)
-        for name in ["spec.yaml", "plan.txt", "manifest"] + ["kernels/" + n for n in shown(tmp / "emitted/kernels")]:
-            (GOLD / name).write_bytes(files[name])
-        (GOLD / "kernels.sha256").write_text(digests(tmp / "emitted/kernels"))
+        for gold, device in (GOLD, "cpu"), (GOLD / "cuda", "cuda"):
+            out = tmp / device
+            files = emitted(out, device=device)
+            shutil.rmtree(gold / "kernels", ignore_errors=True)
+            (gold / "kernels").mkdir(parents=True)
+            for name in ["plan.txt", "manifest"] + ["kernels/" + n for n in shown(out / "kernels")]:
+                (gold / name).write_bytes(files[name])
+            (gold / "kernels.sha256").write_text(digests(out / "kernels"))
+        (GOLD / "spec.yaml").write_bytes(files["spec.yaml"])
         (GOLD / "outputs.txt").write_text("".join(f"{k} {x:.10g}\n" for k, x in outputs(tmp, "--reference").items()))
         (GOLD / "curve.txt").write_text("".join(f"{x:.9g}\n" for x in curve(tmp)))
 

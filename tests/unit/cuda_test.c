@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -425,7 +426,8 @@ check_resources(const Run *r, const Nvrtc *v, const char *arch)
 		verdict(v[i].cubin && k->measured &&
 		        k->res.registers == log_number(v[i].log, " registers") &&
 		        k->res.smem == (smem < 0 ? 0 : smem) &&
-		        k->res.stack == (stack < 0 ? 0 : stack) && k->res.code > 100,
+		        k->res.stack == (stack < 0 ? 0 : stack) && k->res.code > 100 &&
+		        k->res.arguments == 32,
 		        "resources_%s_%s: %d registers, %ld spills, %d stack, %ld smem, %ld code",
 		        k->name, arch, k->res.registers, k->res.spills, k->res.stack, k->res.smem,
 		        k->res.code);
@@ -433,27 +435,35 @@ check_resources(const Run *r, const Nvrtc *v, const char *arch)
 	verdict(r->kernel[0].res.spills == 0 && r->kernel[1].res.spills > 100, "spills_%s", arch);
 }
 
+/* n bytes that end where memory ends: what reads beyond them dies */
+static char *
+at_the_end(size_t n)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (n / page + 1) * page;
+	char *p = mmap(NULL, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED || mprotect(p + room, page, PROT_NONE) != 0)
+		die("mmap: %s", strerror(errno));
+	return p + room - n;
+}
+
 static void
 test_cubin_damage(const Nvrtc *v)
 {
+	char *end = at_the_end(v->ncubin) + v->ncubin, *p = end - v->ncubin;
 	KernelResources res;
 	bool good = true;
 	uint64_t s = 1;
 	size_t i;
-	char *p;
 	int k;
 
 	verdict(!cubin_resources(v->cubin, v->ncubin, "other", &res) &&
 	        !cubin_resources("", 0, "scale", &res), "cubin_of_another_kernel");
-	/* exact allocations: a sanitizer sees what reads beyond them */
 	for (i = 0; i < v->ncubin; i += 1 + i / 40) {
-		p = malloc(i + 1);
-		memcpy(p, v->cubin, i);
-		cubin_resources(p, i, "scale", &res);
-		free(p);
+		memcpy(end - i, v->cubin, i);
+		cubin_resources(end - i, i, "scale", &res);
 	}
 	for (k = 0; k < 20000; k++) {
-		p = malloc(v->ncubin);
 		memcpy(p, v->cubin, v->ncubin);
 		for (i = 0; i < 3; i++) {
 			s = s * 6364136223846793005u + 1442695040888963407u;
@@ -461,7 +471,6 @@ test_cubin_damage(const Nvrtc *v)
 		}
 		if (cubin_resources(p, v->ncubin, "scale", &res))
 			good = good && res.registers >= 0 && res.smem >= 0;
-		free(p);
 	}
 	verdict(good, "cubin_damage_is_harmless");
 }
@@ -529,6 +538,9 @@ test_report(void)
 	write_kernels();
 	write_text(bad, "extern \"C\" __global__ void other(float *y) { y[0] = 1; }\n");
 	must_end("kernel_of_another_name", report_it, arch, EX_ENV, "is not understood");
+	write_text(bad, "extern \"C\" __global__ void spill(float *y, float *x) { y[0] = x[0]; }\n");
+	must_end("kernel_of_other_arguments", report_it, arch, EX_ENV,
+	         "takes 16 bytes of arguments, and embed passes 32");
 	unlink(bad);
 	must_end("kernel_missing", report_it, arch, EX_ENV, "No such file");
 	write_kernels();

@@ -49,6 +49,9 @@ nvrtc_options(void)
 	EXPECT(try_options(&n, 0, NULL, log, &cubin) == 0 && cubin == 0, "a cubin without an architecture");
 	EXPECT(try_options(&n, 1, (const char *const[]){ "-arch=compute_90a" }, log, &cubin) == 0 && cubin == 0,
 	       "a cubin for a virtual architecture");
+	EXPECT(try_options(&n, 2, (const char *const[]){ "-arch=sm_90a", "--ptxas-options=-v" }, log, &cubin) == 0 &&
+	       strstr(log, "entry function 'scale' for 'sm_90a'") && strstr(log, ", 0 bytes spill stores,") &&
+	       strstr(log, "Used 32 registers"), "%s", log);
 	EXPECT(try_options(&n, -1, usual, log, &cubin) == NVRTC_ERROR_INVALID_INPUT, "-1 options");
 }
 
@@ -106,6 +109,18 @@ nvrtc_chosen_failure(void)
 	Nvrtc n = open_nvrtc();
 
 	EXPECT(strstr(compile_log(&n, "scale.cu", scale_text), "scale.cu(1): error: "), "no error");
+}
+
+static void
+nvrtc_chosen_spill(void)
+{
+	Nvrtc n = open_nvrtc();
+	char log[4000];
+	size_t cubin;
+
+	EXPECT(try_options(&n, 2, (const char *const[]){ "-arch=sm_90a", "--ptxas-options=-v" }, log, &cubin) == 0 &&
+	       strstr(log, "64 bytes spill stores, 64 bytes spill loads") && strstr(log, "Used 200 registers"), "%s",
+	       log);
 }
 
 static void
@@ -352,6 +367,7 @@ main(void)
 	run_case("nvrtc-programs", "", nvrtc_programs);
 	run_case("nvrtc-errors", "", nvrtc_errors);
 	run_case("nvrtc-chosen-failure", "compile_fail=scale", nvrtc_chosen_failure);
+	run_case("nvrtc-chosen-spill", "spill=scale,regs=200", nvrtc_chosen_spill);
 	run_case("cubins-are-elf-and-repeat", "", cubins_are_elf_and_repeat);
 	run_case("launch-works", "", launch_works);
 	run_case("launch-by-extra-and-by-kernel", "", launch_by_extra_and_by_kernel);

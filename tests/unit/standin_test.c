@@ -138,7 +138,15 @@ no_device(void)
 static void
 stub(void)
 {
-	WANT(open_driver().cuInit(0), CUDA_ERROR_STUB_LIBRARY);
+	Driver d = open_driver();
+	CUresult (*version)(int *);
+	int v;
+
+	EXPECT(!d.cuInit, "the stub gives entry points");
+	symbol(d.lib, "cuInit", (void *)&d.cuInit);
+	WANT(d.cuInit(0), CUDA_ERROR_STUB_LIBRARY);
+	symbol(d.lib, "cuDriverGetVersion", (void *)&version);
+	WANT(version(&v), CUDA_ERROR_STUB_LIBRARY);
 }
 
 static void

@@ -1,0 +1,97 @@
+#!/usr/bin/python3
+"""Every kernel of every spec through NVRTC, and what the binary itself needs.
+
+No GPU takes part.  Registers, spills and shared memory are read from the cubins."""
+import re
+
+from lib import *
+
+SPECS = sorted((ROOT / "specs").glob("*.yaml"))
+
+
+def compiled(tmp, spec, arch="sm_90a"):
+    r = run(HCGEN, "compile", spec, "--arch", arch, "-o", tmp / "out", "--json", timeout=500)
+    if r.rc == 2 and "libnvrtc" in r.err:
+        raise Skip("no NVRTC here: " + r.err.strip())
+    expect(r.rc == 0, r)
+    return [json.loads(line) for line in r.out.splitlines()]
+
+
+def gate(tmp, spec, arch="sm_90a"):
+    """No spills, no stack, and at least one block of the launch fits a multiprocessor.  Row kernels of
+    models 768 wide keep 5 blocks of 96 threads: 65536 / (5 * 96) registers."""
+    kernels = compiled(tmp, spec, arch)
+    expect(len(kernels) > 20, spec)
+    for k in kernels:
+        say = f"{k['kernel']} for {k['arch']}: {k}"
+        expect(k["spills"] == 0 and k["stack"] == 0, "spills:", say)
+        expect(k["registers"] <= 255 and k["registers"] * k["threads"] <= 65536, "does not fit:", say)
+        expect(k["static_smem"] + k["dynamic_smem"] <= 227 * 1024, "shared memory:", say)
+        if "_C768_" in k["kernel"] and re.match("lanes_|attn_glue|mlp_glue", k["kernel"]):
+            expect(k["registers"] <= 136, "over budget:", say)
+
+
+def gated(spec):
+    def f(tmp):
+        gate(tmp, spec)
+    f.__name__ = "compiles_" + spec.stem.replace("-", "_")
+    return f
+
+
+for path in SPECS:
+    case(gated(path))
+
+
+@case
+def reference_compiles_for_sm_80(tmp):
+    gate(tmp, REFERENCE, "sm_80")
+
+
+@case
+def reference_compiles_for_sm_100(tmp):
+    gate(tmp, REFERENCE, "sm_100")
+
+
+@case
+def a_spill_is_seen(tmp):
+    """The figures are the compiler's: a kernel given too few registers says so."""
+    compiled(tmp, SMALL)
+    kernel = sorted((tmp / "out/kernels").glob("attn_fwd*"))[0]
+    text = kernel.read_text()
+    kernel.write_text(re.sub(r"__launch_bounds__\((\d+)[^)]*\)", r"__launch_bounds__(\1, 2048 / \1)", text))
+    expect(kernel.read_text() != text)
+    r = hcgen("compile", SMALL, "--kernels", tmp / "out", "--json")
+    row = [json.loads(x) for x in r.out.splitlines() if kernel.stem in x][0]
+    expect(row["spills"] > 0 and row["stack"] > 0, row)
+
+
+@case
+def the_binary_needs_libc_and_libyaml(tmp):
+    """So that it runs on a bare GPU node: everything else is opened at run time."""
+    r = run("readelf", "-d", HCGEN)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", r.out))
+    expect(needed and needed <= {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "libyaml-0.so.2"}, needed)
+
+
+@case
+def show_tells_registers_and_launches(tmp):
+    r = hcgen("show", ROOT / "specs/two-lane.yaml", "lanes_mlp_to_attn_fwd__")
+    for word in ("// computes", "// moves", "// launched", "__global__", "st8("):
+        expect(word in r.out, word, r)
+    try:
+        compiled(tmp, SMALL)
+    except Skip:
+        return
+    expect(re.search(r"// compiled  \d+ registers, 0 bytes spilled", r.out), r)
+
+
+@case
+def show_names_what_it_cannot_find(tmp):
+    r = hcgen("show", ROOT / "specs/two-lane.yaml", "nonsense", want=2)
+    expect("no kernel is named" in r.err and "lanes_mlp_to_attn_fwd" in r.err, r)
+    r = hcgen("show", ROOT / "specs/two-lane.yaml", "lanes_", want=2)
+    expect("may be" in r.err, r)
+
+
+if __name__ == "__main__":
+    main()

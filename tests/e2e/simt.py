@@ -1,0 +1,106 @@
+#!/usr/bin/python3
+"""The CUDA text on fibers: every spec verified step by step with all checks, and training as on cpu.
+
+Specs of real size keep their width and all structure; few layers, rows and words of vocabulary make
+them quick: a row kernel works on one row after another."""
+from lib import *
+
+SMALLER = {
+    "single": sets(model__layers=2, model__vocab=300, hc__sources__e__rows=99, data__bos=7),
+    "two-lane": sets(model__layers=2, model__vocab=300, hc__sources__e__rows=99, data__bos=7),
+    "gpt-2lane-768": sets(model__vocab=300, hc__sources__e__rows=99, data__bos=7),
+    "bench-384": sets(model__layers=2),
+}
+
+
+def verified(spec):
+    def f(tmp):
+        r = hcgen("verify", spec, "--device", "simt", "--rows", 61, "--bytes", *SMALLER.get(spec.stem, []), timeout=500)
+        expect("FAIL" not in r.out and r.out.rstrip().endswith(": verified"), r)
+        # what each kernel loads and stores is counted: nothing stores more than once
+        rows = [line.split() for line in r.out.split("bytes of one launch")[1].splitlines()[1:] if len(line.split()) == 5]
+        expect(len(rows) > 15, r)
+        for name, loaded, load_issued, stored, store_issued in rows:
+            expect(int(loaded) <= int(load_issued), name)
+            if name.startswith(("lanes_", "attn_glue", "mlp_glue")):
+                expect(stored == store_issued, name, "stores something twice:", stored, store_issued)
+    f.__name__ = "verify_" + spec.stem.replace("-", "_")
+    return f
+
+
+for path in sorted((ROOT / "specs").glob("*.yaml")):
+    case(verified(path))
+
+
+def curves(tmp, *words):
+    d = make_data(tmp)
+    for out in ("cpu", "simt"):
+        train(tmp / out, *d, *words, "--device", out)
+    return losses(tmp / "cpu"), losses(tmp / "simt")
+
+
+@case
+def trains_as_cpu_in_f32(tmp):
+    """20 steps: sums in another order move a loss by 1e-7 of itself, AdamW's division by small second
+    moments carries that to 1e-5 of later losses."""
+    a, b = curves(tmp, *sets(train__clip=0.5, train__micro_batches=2))
+    expect(len(a) == len(b) == 20 and a[-1] < a[0])
+    for i, (x, y) in enumerate(zip(a, b)):
+        expect(abs(x - y) <= 1e-4 * x, f"step {i + 1}: {x} on cpu, {y} on simt")
+
+
+@case
+def trains_as_cpu_in_bf16(tmp):
+    """The kernels round to bf16 at the same places but attention, whose weights are bf16 for the matrix
+    instructions: 2^-9 of each, which random signs average to below 1e-2 of a loss."""
+    a, b = curves(tmp, *sets(numerics__storage="bf16", numerics__gemm="bf16"))
+    for i, (x, y) in enumerate(zip(a, b)):
+        expect(abs(x - y) <= 1e-2 * x, f"step {i + 1}: {x} on cpu, {y} on simt")
+
+
+@case
+def repeats_bit_for_bit(tmp):
+    d = make_data(tmp)
+    for out, threads in ("one", 1), ("two", 2):
+        train(tmp / out, *d, "--device", "simt", "--threads", threads)
+    expect(losses(tmp / "one") == losses(tmp / "two"))
+    expect((tmp / "one/run/final.safetensors").read_bytes() == (tmp / "two/run/final.safetensors").read_bytes())
+
+
+@case
+def edited_kernel_is_run_and_said(tmp):
+    """emit, edit, train --kernels; --keep leaves the edit when it is emitted again."""
+    d = make_data(tmp)
+    out = tmp / "emitted"
+    words = [SMALL, *d, *sets(train__steps=2), "--device", "simt"]
+    hcgen("emit", *words, "-o", out)
+    clip = out / "kernels/clip.cu"
+    text = clip.read_text()
+    half = text.replace("sched[3] = ", "sched[3] = 0.5f * ")
+    expect(half != text, text)
+    clip.write_text(half)
+    r = hcgen("train", *words, "--kernels", out)
+    expect("1 kernels differ" in r.out, r)
+    expect(metrics(out)[0]["edited_kernels"] == 1, metrics(out)[0])
+    again = hcgen("emit", *words, "-o", out, "--keep")
+    expect("1 edited kernels kept" in again.out and clip.read_text() == half, again)
+    hcgen("emit", *words, "-o", out)
+    expect(clip.read_text() == text)
+
+
+@case
+def wrong_kernel_is_named_with_its_line(tmp):
+    """What does not compile is the user's when he edited it: file and line, exit 2."""
+    d = make_data(tmp)
+    out = tmp / "emitted"
+    words = [SMALL, *d, *sets(train__steps=1), "--device", "simt"]
+    hcgen("emit", *words, "-o", out)
+    clip = out / "kernels/clip.cu"
+    n = len(clip.read_text().splitlines())
+    clip.write_text(clip.read_text() + "nonsense;\n")
+    r = hcgen("train", *words, "--kernels", out, want=2)
+    expect(f"clip.cu:{n + 1}" in r.err, r)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+// coef_grads__n3
+// emitted by hcgen, format 1
+// sites     coefficient gradients
+// computes  gradients of the coefficients from the sums over rows that the row
+//           kernels left as P partials each
+// types     f32
+// sums      partials lane, lane + 32, … in order, then the warp by halves
+// maps      one block; warp = a sum, then thread = a gradient
+
+// from templates/cuda/prelude_0types.cuh
+typedef unsigned short bf16;
+typedef float f32;
+typedef int i32;
+
+__device__ __forceinline__ float F32(bf16 x)
+{
+	return __uint_as_float((unsigned)x << 16);
+}
+
+// nearest, ties to even; a NaN stays a NaN
+__device__ __forceinline__ bf16 BF16(float x)
+{
+	const unsigned u = __float_as_uint(x);
+
+	return (bf16)(x == x ? (u + 0x7fffu + (u >> 16 & 1u)) >> 16 : u >> 16 | 0x40u);
+}
+
+// stored value <-> float, by dtype
+#define LD_f32(x)  (x)
+#define ST_f32(x)  (x)
+#define LD_bf16(x) F32(x)
+#define ST_bf16(x) BF16(x)
+
+// from templates/cuda/prelude_3vec.cuh
+// over the lanes of a warp, by halves; every lane has the sum
+__device__ __forceinline__ float warp_sum(float x)
+{
+	#pragma unroll
+	for (int n = 16; n > 0; n /= 2)
+		x += __shfl_xor_sync(0xffffffffu, x, n);
+	return x;
+}
+
+// 1 / (1 + e^-x) without overflow on either side
+__device__ __forceinline__ float sigmoidf(float x)
+{
+	const float e = expf(-fabsf(x));
+
+	return (x < 0.f ? e : 1.f) / (1.f + e);
+}
+
+// end
+
+extern "C" __global__ __launch_bounds__(1024)
+void coef_grads__n3(
+    const float *__restrict__ sums,                  // [58,P]
+    float *__restrict__ dres,
+    const float *__restrict__ resid_lambda,
+    float *__restrict__ dpre,
+    float *__restrict__ dpost,
+    float *__restrict__ dresid_lambda,
+    float *__restrict__ dx0_coef,
+    float *__restrict__ de_coef,
+    float *__restrict__ dp_coef,
+    float *__restrict__ dearly_gate,
+    const float *__restrict__ early_gate,
+    float *__restrict__ dmid_gate,
+    const float *__restrict__ mid_gate,
+    float *__restrict__ dback_gate,
+    long P)
+{
+    __shared__ float total[58];
+    const int lane = threadIdx.x % 32;
+
+    for (int n = threadIdx.x / 32; n < 58; n += 32) {
+        float sum = 0.f;
+
+        for (long i = lane; i < P; i += 32)
+            sum += sums[n*P + i];
+        sum = warp_sum(sum);
+        if (lane == 0)
+            total[n] = sum;
+    }
+    __syncthreads();
+
+    // hc.res
+    if (threadIdx.x == 0) {
+        dres[18] += F32(BF16(resid_lambda[6])) * total[48];
+    }
+    if (threadIdx.x == 1) {
+        dres[19] += F32(BF16(resid_lambda[6])) * total[48];
+    }
+    if (threadIdx.x == 2) {
+        dres[20] += F32(BF16(resid_lambda[6])) * total[48];
+    }
+    if (threadIdx.x == 3) {
+        dres[21] += F32(BF16(resid_lambda[7])) * total[43];
+    }
+    if (threadIdx.x == 4) {
+        dres[22] += F32(BF16(resid_lambda[7])) * total[43];
+    }
+    if (threadIdx.x == 5) {
+        dres[23] += F32(BF16(resid_lambda[7])) * total[43];
+    }
+    if (threadIdx.x == 6) {
+        dres[24] += F32(BF16(resid_lambda[8])) * total[38];
+    }
+    if (threadIdx.x == 7) {
+        dres[25] += F32(BF16(resid_lambda[8])) * total[38];
+    }
+    if (threadIdx.x == 8) {
+        dres[26] += F32(BF16(resid_lambda[8])) * total[38];
+    }
+    if (threadIdx.x == 9) {
+        dres[27] += F32(BF16(resid_lambda[9])) * total[33];
+    }
+    if (threadIdx.x == 10) {
+        dres[28] += F32(BF16(resid_lambda[9])) * total[32];
+    }
+    if (threadIdx.x == 11) {
+        dres[29] += F32(BF16(resid_lambda[9])) * total[31];
+    }
+    if (threadIdx.x == 12) {
+        dres[30] += F32(BF16(resid_lambda[10])) * total[28];
+    }
+    if (threadIdx.x == 13) {
+        dres[31] += F32(BF16(resid_lambda[10])) * total[27];
+    }
+    if (threadIdx.x == 14) {
+        dres[32] += F32(BF16(resid_lambda[10])) * total[26];
+    }
+    if (threadIdx.x == 15) {
+        dres[33] += F32(BF16(resid_lambda[11])) * total[23];
+    }
+    if (threadIdx.x == 16) {
+        dres[34] += F32(BF16(resid_lambda[11])) * total[22];
+    }
+    if (threadIdx.x == 17) {
+        dres[35] += F32(BF16(resid_lambda[11])) * total[21];
+    }
+    if (threadIdx.x == 18) {
+        dres[45] += F32(BF16(resid_lambda[15])) * (0.33333333f * total[13]);
+    }
+    if (threadIdx.x == 19) {
+        dres[46] += F32(BF16(resid_lambda[15])) * (0.33333333f * total[12]);
+    }
+    if (threadIdx.x == 20) {
+        dres[47] += F32(BF16(resid_lambda[15])) * (0.33333333f * total[11]);
+    }
+    if (threadIdx.x == 21) {
+        dres[48] += F32(BF16(resid_lambda[16])) * (0.33333333f * total[13]);
+    }
+    if (threadIdx.x == 22) {
+        dres[49] += F32(BF16(resid_lambda[16])) * (0.33333333f * total[12]);
+    }
+    if (threadIdx.x == 23) {
+        dres[50] += F32(BF16(resid_lambda[16])) * (0.33333333f * total[11]);
+    }
+    if (threadIdx.x == 24) {
+        dres[51] += F32(BF16(resid_lambda[17])) * total[9];
+    }
+    if (threadIdx.x == 25) {
+        dres[52] += F32(BF16(resid_lambda[17])) * total[8];
+    }
+    if (threadIdx.x == 26) {
+        dres[53] += F32(BF16(resid_lambda[17])) * total[7];
+    }
+
+    // hc.pre
+    if (threadIdx.x == 27) {
+        dpre[6] += total[49];
+    }
+    if (threadIdx.x == 28) {
+        dpre[7] += total[49];
+    }
+    if (threadIdx.x == 29) {
+        dpre[8] += total[49];
+    }
+    if (threadIdx.x == 30) {
+        dpre[15] += total[17];
+    }
+    if (threadIdx.x == 31) {
+        dpre[16] += total[16];
+    }
+    if (threadIdx.x == 32) {
+        dpre[17] += total[15];
+    }
+
+    // hc.post
+    if (threadIdx.x == 33) {
+        dpost[6] += total[46];
+    }
+    if (threadIdx.x == 34) {
+        dpost[7] += total[41];
+    }
+    if (threadIdx.x == 35) {
+        dpost[8] += total[36];
+    }
+
+    // hc.resid_lambda
+    if (threadIdx.x == 36) {
+        dresid_lambda[0] += total[56];
+    }
+    if (threadIdx.x == 37) {
+        dresid_lambda[3] += total[54];
+    }
+    if (threadIdx.x == 38) {
+        dresid_lambda[6] += total[47];
+    }
+    if (threadIdx.x == 39) {
+        dresid_lambda[7] += total[42];
+    }
+    if (threadIdx.x == 40) {
+        dresid_lambda[8] += total[37];
+    }
+    if (threadIdx.x == 41) {
+        dresid_lambda[9] += total[30];
+    }
+    if (threadIdx.x == 42) {
+        dresid_lambda[10] += total[25];
+    }
+    if (threadIdx.x == 43) {
+        dresid_lambda[11] += total[20];
+    }
+    if (threadIdx.x == 44) {
+        dresid_lambda[15] += 0.33333333f * total[14];
+    }
+    if (threadIdx.x == 45) {
+        dresid_lambda[16] += 0.33333333f * total[10];
+    }
+    if (threadIdx.x == 46) {
+        dresid_lambda[17] += total[6];
+    }
+    if (threadIdx.x == 47) {
+        dresid_lambda[21] += total[2];
+    }
+
+    // hc.sources.x0.coef
+    if (threadIdx.x == 48) {
+        dx0_coef[0] += total[55];
+    }
+    if (threadIdx.x == 49) {
+        dx0_coef[3] += total[53];
+    }
+    if (threadIdx.x == 50) {
+        dx0_coef[6] += total[45];
+    }
+    if (threadIdx.x == 51) {
+        dx0_coef[7] += total[40];
+    }
+    if (threadIdx.x == 52) {
+        dx0_coef[8] += total[35];
+    }
+    if (threadIdx.x == 53) {
+        dx0_coef[9] += total[29];
+    }
+    if (threadIdx.x == 54) {
+        dx0_coef[10] += total[24];
+    }
+    if (threadIdx.x == 55) {
+        dx0_coef[11] += total[19];
+    }
+    if (threadIdx.x == 56) {
+        dx0_coef[15] += 0.33333333f * total[3];
+    }
+    if (threadIdx.x == 57) {
+        dx0_coef[16] += 0.33333333f * total[3];
+    }
+    if (threadIdx.x == 58) {
+        dx0_coef[17] += total[5];
+    }
+    if (threadIdx.x == 59) {
+        dx0_coef[21] += total[1];
+    }
+
+    // hc.sources.e.coef
+    if (threadIdx.x == 60) {
+        de_coef[0] += total[57];
+    }
+    if (threadIdx.x == 61) {
+        de_coef[6] += total[44];
+    }
+    if (threadIdx.x == 62) {
+        de_coef[7] += total[39];
+    }
+    if (threadIdx.x == 63) {
+        de_coef[8] += total[34];
+    }
+
+    // hc.sources.p.coef
+    if (threadIdx.x == 64) {
+        dp_coef[1] += total[50];
+        dp_coef[1] += total[51];
+        dp_coef[1] += total[52];
+    }
+    if (threadIdx.x == 65) {
+        dp_coef[3] += total[3];
+    }
+
+    // hc.skips.early.gate
+    if (threadIdx.x == 66) {
+        dearly_gate[0] += total[18] * (sigmoidf(early_gate[0]) * (1.f - sigmoidf(early_gate[0])));
+    }
+
+    // hc.skips.mid.gate
+    if (threadIdx.x == 67) {
+        dmid_gate[0] += 0.11111111f * total[4] * (sigmoidf(mid_gate[0]) * (1.f - sigmoidf(mid_gate[0])));
+    }
+
+    // hc.backouts.back.gate
+    if (threadIdx.x == 68) {
+        dback_gate[0] += -(total[0]);
+    }
+}

@@ -23,6 +23,7 @@ static struct {
 	bool done[NApi];
 	ApiInfo info[NApi];
 	void *so[NApi];
+	const char *broken[NApi];       /* what the loader said of a file that is there */
 } lib;
 
 typedef struct { const char *name, *soname[2], *advice; } Library;
@@ -67,13 +68,27 @@ open_builtins(const char *dir)
 	arena_free(mem);
 }
 
+/* That a file is missing is the usual case, and says itself. */
+static bool
+open_file(ApiLibrary which, const char *path)
+{
+	const char *e;
+
+	lib.so[which] = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+	if (lib.so[which])
+		return true;
+	e = dlerror();
+	if (e && !strstr(e, "cannot open shared object file"))
+		lib.broken[which] = arena_strdup(lib.mem, e);
+	return false;
+}
+
 static bool
 open_in(ApiLibrary which, const char *dir, size_t len, const char *soname)
 {
 	const char *path = arena_printf(lib.mem, "%.*s/%s", (int)len, dir, soname);
 
-	lib.so[which] = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-	if (!lib.so[which])
+	if (!open_file(which, path))
 		return false;
 	if (which == API_NVRTC)
 		open_builtins(arena_strndup(lib.mem, dir, len));
@@ -112,11 +127,28 @@ open_soname(ApiLibrary which, const char *soname)
 
 	if (own_path() && (open_own(which, soname) || which != API_DRIVER))
 		return lib.so[which] != NULL;
-	lib.so[which] = dlopen(soname, RTLD_NOW | RTLD_LOCAL);
+	open_file(which, soname);
 	for (i = 0; which != API_DRIVER && !lib.so[which] &&
 	            i < sizeof places / sizeof *places; i++)
 		open_in(which, places[i], strlen(places[i]), soname);
 	return lib.so[which] != NULL;
+}
+
+static void
+not_found(ApiLibrary which, int n)
+{
+	const Library *l = &libraries[which];
+	ApiInfo *i = &lib.info[which];
+
+	if (lib.broken[which]) {
+		i->error = arena_printf(lib.mem, "%s cannot be opened: %s", l->name,
+		                        lib.broken[which]);
+		return;
+	}
+	i->absent = true;
+	i->error = arena_printf(lib.mem, "%s is not there: looked for %s%s%s%s; %s", l->name,
+	                        l->soname[0], n > 1 ? " and " : "", n > 1 ? l->soname[1] : "",
+	                        own_path() ? " in HCGEN_CUDA_PATH" : "", l->advice);
 }
 
 /* A library of release 13 asks for a driver of release 13. */
@@ -132,11 +164,7 @@ find(ApiLibrary which)
 		if (open_soname(which, l->soname[old ? n - 1 - i : i]))
 			break;
 	if (i == n) {
-		lib.info[which].error = arena_printf(
-		        lib.mem, "%s is not there: looked for %s%s%s%s; %s", l->name,
-		        l->soname[0], n > 1 ? " and " : "", n > 1 ? l->soname[1] : "",
-		        own_path() ? " in HCGEN_CUDA_PATH" : "", l->advice);
-		lib.info[which].absent = true;
+		not_found(which, n);
 		return false;
 	}
 	set_path(which);

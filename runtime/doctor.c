@@ -310,7 +310,7 @@ library_text(const Library *l, const Found *f)
 	printf("%-12s ", l->title);
 	if (f->soname)
 		printf("%s  %s%s", f->soname, f->version, f->error ? ": " : "");
-	else
+	else if (!f->error)
 		printf("missing: ");
 	printf("%s\n", f->error ? f->error : f->soname ? "" : l->missing);
 }

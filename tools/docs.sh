@@ -16,7 +16,7 @@ between() {
 build/hcgen check --schema >"$tmp/keys"
 between docs/spec.md keys "$tmp/keys"
 
-build/hcgen emit specs/tiny.yaml -o "$tmp/tiny" --quiet
+build/hcgen emit specs/tiny.yaml -o "$tmp/tiny" --quiet --device cpu
 {
 	echo
 	awk '/^\/\/ from templates/ { skip = 1 } !skip { print "    " $0 } /^\/\/ end/ { skip = 0; getline }' \

@@ -36,16 +36,17 @@ void @KERNEL@(
 
 	__shared__ float stat[2][2 * BQ];                // of a tile's queries: lse in powers of 2, then delta
 	__shared__ int lo[2][BQ];                        // first key that a query sees
-	__shared__ int column;                           // of this kv head
+	__shared__ int column, stop;                     // of this kv head; first row of the last tile
 	bf16 *const kb = (bf16 *)dynamic_smem();         // [k v][BK][PITCH]
 	bf16 *const qb = kb + 2 * BK * PITCH;            // [2][q do][BQ][PITCH]
 	const int row = (int)threadIdx.x % BQ;           // of stat and lo that this thread fills
 
+	q += g * (H / K) * D;
+	dout += g * (H / K) * D;
+	lse += g * (H / K);
+	delta += g * (H / K);
 	attn_load<BK, D, PITCH>(kb, attn_piece<D>(k + g * D, j0, ks), ks, end - j0);
 	attn_load<BK, D, PITCH>(kb + BK * PITCH, attn_piece<D>(v + g * D, j0, vs), vs, end - j0);
-
-	if (threadIdx.x == 0)
-		column = g * D;
 
 	// the last tile of queries that sees one of these keys; tiles count from row j0
 	int last = 0;
@@ -57,6 +58,11 @@ void @KERNEL@(
 			last = mid;
 		else
 			most = mid - 1;
+	}
+
+	if (threadIdx.x == 0) {
+		column = g * D;
+		stop = j0 + last * BQ;
 	}
 
 	// keys of this warp, j .. j + 16 MT - 1
@@ -85,10 +91,10 @@ void @KERNEL@(
 		if (h < H / K) {
 			bf16 *next = qb + stage * 2 * BQ * PITCH;
 			const bool in = t + row < end;
-			const long th = (long)(in ? t + row : end - 1) * H + g * (H / K) + h;
+			const long th = (long)(in ? t + row : end - 1) * H + h;
 
-			attn_load<BQ, D, PITCH>(next, attn_piece<D>(q + (g * (H / K) + h) * D, t, qs), qs, end - t);
-			attn_load<BQ, D, PITCH>(next + BQ * PITCH, attn_piece<D>(dout + (g * (H / K) + h) * D, t, H * D), H * D, end - t);
+			attn_load<BQ, D, PITCH>(next, attn_piece<D>(q + h * D, t, qs), qs, end - t);
+			attn_load<BQ, D, PITCH>(next + BQ * PITCH, attn_piece<D>(dout + h * D, t, H * D), H * D, end - t);
 			cp_async_commit();
 			if (threadIdx.x < BQ) {
 				x = in ? lse[th] * log2e : __uint_as_float(0x7f800000u);
@@ -130,7 +136,7 @@ void @KERNEL@(
 			lo[stage][threadIdx.x] = y;
 		now = t;
 		t += BQ;
-		if (t > j0 + last * BQ) {
+		if (t > stop) {
 			t = j0;
 			h++;
 		}

@@ -58,8 +58,7 @@ KERNEL = "kernels/lanes_mlp_to_attn_fwd__n2_C256_bf16.c"
 
 @case
 def readme_shows_the_kernel_that_is_emitted(tmp):
-    hcgen("emit", ROOT / "specs/tiny.yaml", "-o", tmp / "tiny", "--quiet")
-    text = (tmp / "tiny" / KERNEL).read_text()
+    text = hcgen("show", ROOT / "specs/tiny.yaml", "lanes_mlp_to_attn_fwd__n2_C256_bf16").out
     shown = (ROOT / "README.md").read_text().split("```c\n")[1].split("```")[0].splitlines()
     expect(len(shown) > 20, shown)
     for line in shown:
@@ -69,10 +68,20 @@ def readme_shows_the_kernel_that_is_emitted(tmp):
 
 @case
 def emitted_page_explains_the_kernel_that_is_emitted(tmp):
-    hcgen("emit", ROOT / "specs/tiny.yaml", "-o", tmp / "tiny", "--quiet")
+    hcgen("emit", ROOT / "specs/tiny.yaml", "-o", tmp / "tiny", "--quiet", "--device", "cpu")
     text = (tmp / "tiny" / KERNEL).read_text()
     page = (ROOT / "docs/emitted.md").read_text()
     shown = page.split("<!-- kernel -->\n")[1].split("<!-- /kernel -->")[0].splitlines()
+    expect(len(shown) > 40, shown)
+    for line in shown:
+        expect(line.removeprefix("    ") in text, f"`make docs` if this is meant: {line}")
+
+
+@case
+def emitted_page_shows_the_cuda_kernel_that_is_emitted(tmp):
+    text = hcgen("show", ROOT / "specs/two-lane.yaml", "lanes_mlp_to_attn_fwd__n2_C768_bf16").out
+    page = (ROOT / "docs/emitted.md").read_text()
+    shown = page.split("<!-- cuda -->\n")[1].split("<!-- /cuda -->")[0].splitlines()
     expect(len(shown) > 40, shown)
     for line in shown:
         expect(line.removeprefix("    ") in text, f"`make docs` if this is meant: {line}")

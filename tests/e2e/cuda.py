@@ -11,6 +11,8 @@ BUILD = pathlib.Path(os.environ.get("STANDIN_BUILD") or ROOT / "build")
 LIBS = BUILD / "standin"
 BF16 = sets(numerics__storage="bf16", numerics__gemm="bf16")
 SHORT = sets(train__steps=1, train__warmup=0, train__val_tokens=64)
+# Attention takes more than the 48 KiB of shared memory that a kernel has without asking.
+WIDE_HEAD = [*BF16, *sets(model__heads=1)]
 KERNEL = "mlp_glue_fwd__n2_C64_f32"
 DATA = []                               # --set words, made once
 HOME = tempfile.TemporaryDirectory(prefix="hcgen-e2e-cuda-")
@@ -108,6 +110,17 @@ def kernels_pass_the_checks_of_the_executor(tmp):
     for words in [], BF16:
         run_cuda(tmp, "out", *SHORT, *words, faults="check,leaks")
     clean(tmp)
+
+
+@case
+def more_shared_memory_than_kernels_have_unasked(tmp):
+    run_cuda(tmp, "cuda", *SHORT, *WIDE_HEAD, faults="leaks")
+    clean(tmp)
+    smem = [int(s.split()[-1]) for s in (tmp / "cuda/manifest").read_text().splitlines() if s.startswith("kernel")]
+    expect(max(smem) > 48 << 10, "this test tests nothing", smem)
+    train(tmp / "simt", *data(), *SHORT, *WIDE_HEAD, "--device", "simt")
+    a, b = losses(tmp / "cuda")[0], losses(tmp / "simt")[0]
+    expect(abs(a - b) < 1e-3 * b, a, b)
 
 
 @case
@@ -308,7 +321,7 @@ def edited_kernel_that_writes_outside(tmp):
 
 @case
 def broken_hardware(tmp):
-    for n in 1, 50, 150:
+    for n in 1, 30, 90:
         fails(tmp, f"ecc_after={n}", 2, "CUDA_ERROR_ECC_UNCORRECTABLE")
 
 
@@ -350,21 +363,25 @@ def entries():
 
 @case
 def every_call_may_fail(tmp):
-    """Each entry point that returns a result fails at its first call, and at a later one: a message and an
+    """Each entry point that returns a result fails at its first call, some at a later one: a message and an
     exit code, or, for what is only released or only told to people, none."""
-    harmless = re.compile("Destroy|Free|Release|Unload|GetError|TotalMem|GetInfo|AlgoCheck")
+    harmless = re.compile("Destroy|Free|Release|Unload|GetError|TotalMem|GetInfo|AlgoCheck|ProgramLog|"
+                          "MemcpyDtoD")      # copies within the device: of large arenas alone
+    twice = re.compile("Alloc|Memcpy|LaunchKernel|EventRecord|CompileProgram|LtMatmul$|LoadData")
     cache = {"HCGEN_CACHE": str(tmp / "cache")}
-    run_cuda(tmp, "out", *SHORT, env=cache)
+    words = [*SHORT, *WIDE_HEAD]
+    run_cuda(tmp, "out", *words, env=cache)
     cubins = sorted((tmp / "cache").glob("*.cubin"))[:3]
     for library, name, result in entries():
         if result not in ("CUresult", "nvrtcResult", "cublasStatus_t"):
             continue
         code = {"DRIVER": 999, "NVRTC": 11, "CUBLASLT": 14}[library]
-        for n in 1, 3:
-            # algorithms are chosen, and three kernels compiled, in each run
-            for f in [*(tmp / "cache").glob("*.gemm"), *cubins]:
-                f.unlink(missing_ok=True)
-            r = run(HCGEN, "train", SMALL, "-o", tmp / "out", "--quiet", "--device", "cuda", *data(), *SHORT,
+        for n in (1, 3) if twice.search(name) else (1,):
+            # so that kernels are compiled, algorithms chosen
+            for f in cubins if library == "NVRTC" else (tmp / "cache").glob("*.gemm"):
+                if library != "DRIVER" or "Event" in name:
+                    f.unlink(missing_ok=True)
+            r = run(HCGEN, "train", SMALL, "-o", tmp / "out", "--quiet", "--device", "cuda", *data(), *words,
                     env=stand_in(tmp, f"fail={name}:{code}:{n}", **cache))
             expect(r.rc in (0, 2, 3), name, n, r)
             expect(r.rc == 0 or "hcgen: " in r.err, name, n, "fails without a word", r)

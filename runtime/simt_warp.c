@@ -112,12 +112,9 @@ ended_lane(const Worker *w, int warp, unsigned mask)
 static Group *
 open_group(Worker *w, const char *what, int nbytes, unsigned mask, bool order, void *const *frame)
 {
-	int warp = (int)w->hc.thread.x / WarpSize, lane = (int)w->hc.thread.x % WarpSize, i;
+	int warp = (int)w->hc.thread.x / WarpSize, i;
 	Group *g;
 
-	if (!(mask >> lane & 1))
-		fiber_fail(w, frame, NULL, "", "calls %s with mask 0x%08x, which does not name its "
-		           "own lane %d", what, mask, lane);
 	if (nbytes < 0 || nbytes > SlotBytes)
 		fiber_fail(w, frame, NULL, "", "passes %d bytes to %s: more than %d", nbytes, what, SlotBytes);
 	i = ended_lane(w, warp, mask);
@@ -189,6 +186,9 @@ collect(HcSimt *h, const char *what, const void *mine, int nbytes, unsigned mask
 	Group *g;
 
 	stop_reading(w, t, bit);
+	if (!(mask & bit))
+		fiber_fail(w, frame, NULL, "", "calls %s with mask 0x%08x, which does not name its "
+		           "own lane %u", what, mask, lane);
 	g = find_group(w, what, nbytes, mask, frame);
 	if (!g)
 		g = open_group(w, what, nbytes, mask, order || w->collectives_order, frame);

@@ -78,7 +78,7 @@ void @KERNEL@(
 				acck[i][d][u] = accv[i][d][u] = 0.f;
 
 	// A step starts the copies of a tile, the queries of head h from row t on, and works on the tile of the step before,
-	// from row now on. A query beyond the sequence adds nothing: its powers are 2^-inf.
+	// from row now on. A query beyond the sequence adds nothing: its do and delta are 0.
 	int h = 0, t = j0, now = j0 - BQ;                // h counts in the group
 
 	for (int stage = 0;; stage ^= 1) {
@@ -97,7 +97,7 @@ void @KERNEL@(
 			attn_load<BQ, D, PITCH>(next + BQ * PITCH, attn_piece<D>(dout + h * D, t, H * D), H * D, end - t);
 			cp_async_commit();
 			if (threadIdx.x < BQ) {
-				x = in ? lse[th] * log2e : __uint_as_float(0x7f800000u);
+				x = in ? lse[th] * log2e : 0.f;
 				y = attn_lo(docstart, win, in ? t + row : end - 1);
 			} else if (threadIdx.x < 2 * BQ) {
 				x = in ? delta[th] : 0.f;

@@ -92,6 +92,12 @@ fault(const Run *r, const RunStep *s, const SimtFault *f)
 }
 
 static void
+add_range(void *to, const char *name, void *p, size_t nbytes, bool writable)
+{
+	simt_memory(to, name, p, nbytes, writable);
+}
+
+static void
 simt_launch_step(Run *r, RunStep *s)
 {
 	const RunKernel *k = &r->kernel[s->kernel];
@@ -101,6 +107,10 @@ simt_launch_step(Run *r, RunStep *s)
 	SimtFault f = {0};
 	RunBytes seen;
 
+	if (r->opts.ranges) {
+		simt_memory_clear(d->simt);
+		r->opts.ranges(r->opts.ranges_ctx, s, add_range, d->simt);
+	}
 	if (!simt_launch(d->simt, d->kernel[s->kernel], s->items, k->threads, (size_t)k->smem,
 	                 s->narg, s->bound, &f, count ? &b : NULL))
 		fault(r, s, &f);

@@ -102,12 +102,17 @@ enum { DEV_AUTO = -1, DEV_CPU, DEV_SIMT, DEV_CUDA, NDevice };
 /* Bytes of global memory that one launch touched, as simt counts them. */
 typedef struct { double load_unique, load_issued, store_unique, store_issued; } RunBytes;
 
+typedef void RunRange(void *to, const char *name, void *p, size_t nbytes, bool writable);
+
 /* Of simt, set between run_load and run_open. */
 typedef struct {
 	bool check;                     /* bounds, races, shared memory */
 	unsigned long seed;             /* of the order in which threads run */
 	void (*bytes)(void *ctx, const RunStep *s, const RunBytes *b);  /* or NULL */
 	void *bytes_ctx;
+	/* the memory that a launch may touch; NULL: all arenas */
+	void (*ranges)(void *ctx, const RunStep *s, RunRange *range, void *to);
+	void *ranges_ctx;
 } RunOpts;
 
 typedef struct Run {

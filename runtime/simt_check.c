@@ -386,7 +386,8 @@ same_warp(uint64_t a, uint64_t b)
 static void
 note_reader(const Check *c, const Touch *t, Cell *x)
 {
-	uint64_t launch = c->launch_start << ThreadBits, block = c->block_start << ThreadBits;
+	uint64_t block = c->block_start << ThreadBits;
+	uint64_t launch = t->r->shared ? block : c->launch_start << ThreadBits;
 	bool keep = x->r3 >= launch && x->r3 < block;
 	uint64_t r2 = 0;
 	uint32_t pc2 = 0;

@@ -353,6 +353,82 @@ remove_run_dir(void)
 	buf_free(&kernels);
 }
 
+/* the extent of what an operand points into, and whether kernels write there */
+typedef struct { const char *name; char *p; size_t nbytes; bool writable; } Range;
+
+static Range
+param_range(const Verify *v, const Opd *o)
+{
+	bool weights = o->id == A_WEIGHTS;
+	const Param *w;
+	size_t off, n;
+	int j;
+
+	for (j = 0; j < v->m->nparam; j++) {
+		w = &v->b->model->param[j];
+		off = weights ? (size_t)w->woff : w->off;
+		n = (size_t)w->n * (weights ? 2 : 4);
+		if ((!weights || w->woff >= 0) && o->off >= off && o->off < off + n)
+			return (Range){ w->name, v->r->arena[o->id] + off, n, o->id == A_GRADS };
+	}
+	bug("verify: no parameter at %s+%zu", arena_name[o->id], o->off);
+}
+
+static Range
+input_range(const Verify *v, int which)
+{
+	const Bundle *b = v->b;
+	size_t at = b->input[which], end = b->nbytes[A_INPUTS];
+	int i;
+
+	for (i = 0; i < NInputs; i++)
+		if (b->input[i] > at && b->input[i] < end)
+			end = b->input[i];
+	return (Range){ "input", v->r->arena[A_INPUTS] + at, end - at, false };
+}
+
+static Range
+operand_range(const Verify *v, const Opd *o)
+{
+	size_t table = (size_t)v->m->seq * (size_t)(v->m->rot / 2) * 4;
+	const Buffer *buf;
+
+	if (o->kind == OPD_BUF) {
+		buf = &v->p->buf[o->id];
+		return (Range){ buf->name, v->r->arena[A_ACTS] + buf->off, buf->nbytes, true };
+	}
+	if (o->kind == OPD_TABLE)
+		return (Range){ o->id ? "sin" : "cos", v->r->arena[A_TABLES] +
+		                (o->id ? v->b->sin_off : v->b->cos_off), table, false };
+	if (o->kind == OPD_INPUT)
+		return input_range(v, o->id);
+	if (o->id == A_SCHED || o->id == A_RESULT)
+		return (Range){ arena_name[o->id], v->r->arena[o->id], v->r->arena_size[o->id], true };
+	return param_range(v, o);
+}
+
+/* simt: a launch may touch its operands, and no other byte of the arenas */
+static void
+on_ranges(void *ctx, const RunStep *s, RunRange *range, void *to)
+{
+	const Verify *v = ctx;
+	const Step *step = &v->p->step[s - v->r->prog[PROG_TRAIN].step];
+	Range r[512];
+	int i, j, n = 0;
+
+	for (i = 0; i < step->nopd && n < 512; i++) {
+		if (step->opd[i].kind == OPD_INT || step->opd[i].kind == OPD_FLOAT)
+			continue;
+		r[n] = operand_range(v, &step->opd[i]);
+		for (j = 0; j < n && r[j].p != r[n].p; j++)
+			;
+		n += j == n;
+	}
+	for (i = 0; i < n; i++)
+		if (r[i].nbytes)
+			range(to, r[i].name, r[i].p, r[i].nbytes, r[i].writable);
+}
+
 /* simt: what a launch moved, kept for the table of bytes */
 static void
 on_bytes(void *ctx, const RunStep *s, const RunBytes *b)
@@ -390,7 +466,9 @@ open_run(Verify *v)
 	if (v->o->device == DEV_SIMT) {
 		v->bytes = NEWN(v->a, RunBytes, v->r->nkernel);
 		v->r->opts = (RunOpts){ .check = true, .seed = (unsigned long)v->o->seed + 1,
-		                        .bytes = on_bytes, .bytes_ctx = v };
+		                        .bytes = on_bytes, .bytes_ctx = v,
+		                        .ranges = v->o->params ? NULL : on_ranges,
+		                        .ranges_ctx = v };
 	}
 	run_open(v->r, v->o->device, v->o->threads);
 }

@@ -524,7 +524,7 @@ def damaged_manifest(tmp):
 
     damage("hcgen-manifest", "1", "2", "hcgen emit")
     damage("hcgen-manifest", "hcgen-manifest 1", "GIF89a", "hcgen-manifest")
-    damage("target", "cpu", "cuda", "cuda")
+    damage("target", "cpu", "gpu", "gpu")
     damage("model", "width 64", "width -64", "width")
     damage("batch", "seq 64", "seq 63", "63")
     damage("param ", "params+0", "params+999999999", "params+999999999")

@@ -194,7 +194,8 @@ open_library(const char *name)
 	char path[500];
 	void *lib;
 
-	snprintf(path, sizeof path, "%s%s/standin/%s", build_dir[0] == '/' ? "" : "./", build_dir, name);
+	snprintf(path, sizeof path, "%s%s/standin/%s", build_dir[0] == '/' ? "" : "./", build_dir,
+	         name);
 	lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (!lib)
 		wrong("%s", dlerror());

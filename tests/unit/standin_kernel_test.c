@@ -25,7 +25,8 @@ static void
 nvrtc_options(void)
 {
 	static const struct { const char *option; int result; const char *log; } want[] = {
-		{ "--no-cache", 0, "" }, { "-no-cache", 0, "" }, { "-lineinfo", 0, "" }, { "--fmad=false", 0, "" },
+		{ "--no-cache", 0, "" }, { "-no-cache", 0, "" }, { "-lineinfo", 0, "" },
+		{ "--fmad=false", 0, "" },
 		{ "--default-device", 5, "nvrtc: error: unrecognized option --default-device found\n" },
 		{ "--foo", 5, "nvrtc: error: unrecognized option --foo found\n" },
 		{ "--std=c++99", 5, "nvrtc: error: invalid value for --std(-std)\n" },
@@ -43,15 +44,18 @@ nvrtc_options(void)
 		int r = (int)try_options(&n, 2, o, log, &cubin);
 
 		EXPECT(r == want[i].result, "%s: %d", want[i].option, r);
-		EXPECT(!want[i].log || strcmp(log, want[i].log) == 0, "%s: %s", want[i].option, log);
+		EXPECT(!want[i].log || strcmp(log, want[i].log) == 0, "%s: %s", want[i].option,
+		       log);
 		EXPECT((cubin > 0) == (r == 0), "%s: %zu bytes", want[i].option, cubin);
 	}
-	EXPECT(try_options(&n, 0, NULL, log, &cubin) == 0 && cubin == 0, "a cubin without an architecture");
-	EXPECT(try_options(&n, 1, (const char *const[]){ "-arch=compute_90a" }, log, &cubin) == 0 && cubin == 0,
-	       "a cubin for a virtual architecture");
-	EXPECT(try_options(&n, 2, (const char *const[]){ "-arch=sm_90a", "--ptxas-options=-v" }, log, &cubin) == 0 &&
-	       strstr(log, "entry function 'scale' for 'sm_90a'") && strstr(log, ", 0 bytes spill stores,") &&
-	       strstr(log, "Used 32 registers"), "%s", log);
+	EXPECT(try_options(&n, 0, NULL, log, &cubin) == 0 && cubin == 0,
+	       "a cubin without an architecture");
+	EXPECT(try_options(&n, 1, (const char *const[]){ "-arch=compute_90a" }, log, &cubin) == 0 &&
+	       cubin == 0, "a cubin for a virtual architecture");
+	EXPECT(try_options(&n, 2, (const char *const[]){ "-arch=sm_90a", "--ptxas-options=-v" },
+	                   log, &cubin) == 0 &&
+	       strstr(log, "entry function 'scale' for 'sm_90a'") &&
+	       strstr(log, ", 0 bytes spill stores,") && strstr(log, "Used 32 registers"), "%s", log);
 	EXPECT(try_options(&n, -1, usual, log, &cubin) == NVRTC_ERROR_INVALID_INPUT, "-1 options");
 }
 
@@ -83,7 +87,8 @@ compile_log(const Nvrtc *n, const char *name, const char *text)
 	WANT(n->nvrtcGetProgramLogSize(p, &size), 0);
 	EXPECT(size <= sizeof log, "a long log");
 	WANT(n->nvrtcGetProgramLog(p, log), 0);
-	EXPECT(log[size - 1] == 0 && strlen(log) == size - 1, "the size is not that of the log with its 0");
+	EXPECT(log[size - 1] == 0 && strlen(log) == size - 1,
+	       "the size is not that of the log with its 0");
 	return log;
 }
 
@@ -93,11 +98,14 @@ nvrtc_errors(void)
 	Nvrtc n = open_nvrtc();
 	char *log;
 
-	log = compile_log(&n, "dir/k.cu", "extern \"C\" __global__ void k(float *x)\n{\n\tx[0] = zzz;\n}\n");
+	log = compile_log(&n, "dir/k.cu",
+	                  "extern \"C\" __global__ void k(float *x)\n{\n\tx[0] = zzz;\n}\n");
 	EXPECT(strncmp(log, "dir/k.cu(3): error: ", 20) == 0, "%s", log);
 	EXPECT(strstr(log, "1 error detected in the compilation of \"dir/k.cu\".\n"), "%s", log);
-	log = compile_log(&n, "dir/k.cu", "#include <stdint.h>\nextern \"C\" __global__ void k(float *x) {}\n");
-	EXPECT(strncmp(log, "dir/k.cu(1): catastrophic error: could not open source file", 59) == 0, "%s", log);
+	log = compile_log(&n, "dir/k.cu",
+	                  "#include <stdint.h>\nextern \"C\" __global__ void k(float *x) {}\n");
+	EXPECT(strncmp(log, "dir/k.cu(1): catastrophic error: could not open source file", 59) == 0,
+	       "%s", log);
 	log = compile_log(&n, "dir/k.cu", "extern \"C\" __global__ void k(float *x)\n{\n"
 	                                  "\t__shared__ float s[13000];\n\ts[0] = x[0];\n\tx[1] = s[0];\n}\n");
 	EXPECT(strstr(log, "too much shared data (0xcb20 bytes, 0xc000 max)"), "%s", log);
@@ -118,9 +126,10 @@ nvrtc_chosen_spill(void)
 	char log[4000];
 	size_t cubin;
 
-	EXPECT(try_options(&n, 2, (const char *const[]){ "-arch=sm_90a", "--ptxas-options=-v" }, log, &cubin) == 0 &&
-	       strstr(log, "64 bytes spill stores, 64 bytes spill loads") && strstr(log, "Used 200 registers"), "%s",
-	       log);
+	EXPECT(try_options(&n, 2, (const char *const[]){ "-arch=sm_90a", "--ptxas-options=-v" },
+	                   log, &cubin) == 0 &&
+	       strstr(log, "64 bytes spill stores, 64 bytes spill loads") &&
+	       strstr(log, "Used 200 registers"), "%s", log);
 }
 
 static void
@@ -128,9 +137,11 @@ cubins_are_elf_and_repeat(void)
 {
 	Nvrtc n = open_nvrtc();
 	size_t na, nb;
-	char *a = compile_sized(&n, "turn.cu", turn_text, &na), *b = compile_sized(&n, "turn.cu", turn_text, &nb);
+	char *a = compile_sized(&n, "turn.cu", turn_text, &na);
+	char *b = compile_sized(&n, "turn.cu", turn_text, &nb);
 
-	EXPECT(memcmp(a, "\177ELF", 4) == 0 && a[18] == (char)190 && (unsigned char)a[49] == 90, "no cubin for sm_90");
+	EXPECT(memcmp(a, "\177ELF", 4) == 0 && a[18] == (char)190 && (unsigned char)a[49] == 90,
+	       "no cubin for sm_90");
 	EXPECT(na == nb && memcmp(a, b, na) == 0, "two compilations differ");
 }
 
@@ -184,15 +195,17 @@ launch_by_extra_and_by_kernel(void)
 	CUkernel k = load(&a.d, compile(&n, "scale", scale_text), "scale");
 	struct { CUdeviceptr y, x; long n; double by; } buffer = { a.y, a.x, N, 2 };
 	size_t size = sizeof buffer;
-	void *extra[] = { CU_LAUNCH_PARAM_BUFFER_POINTER, &buffer, CU_LAUNCH_PARAM_BUFFER_SIZE, &size,
-	                  CU_LAUNCH_PARAM_END };
+	void *extra[] = { CU_LAUNCH_PARAM_BUFFER_POINTER, &buffer, CU_LAUNCH_PARAM_BUFFER_SIZE,
+	                  &size, CU_LAUNCH_PARAM_END };
 	CUlaunchConfig c = { N / 64, 1, 1, 64, 1, 1, 0, a.s, NULL, 0 };
 	void *args[] = { &buffer.y, &buffer.x, &buffer.n, &buffer.by };
 
-	WANT(a.d.cuLaunchKernelEx(&c, (CUfunction)(void *)k, args, extra), CUDA_ERROR_INVALID_VALUE);
+	WANT(a.d.cuLaunchKernelEx(&c, (CUfunction)(void *)k, args, extra),
+	     CUDA_ERROR_INVALID_VALUE);
 	WANT(a.d.cuLaunchKernelEx(&c, (CUfunction)(void *)k, NULL, extra), 0);
 	size -= 8;
-	WANT(a.d.cuLaunchKernelEx(&c, (CUfunction)(void *)k, NULL, extra), CUDA_ERROR_INVALID_VALUE);
+	WANT(a.d.cuLaunchKernelEx(&c, (CUfunction)(void *)k, NULL, extra),
+	     CUDA_ERROR_INVALID_VALUE);
 	fetch(&a);
 	EXPECT(a.host[3] == 6 + N, "%g", (double)a.host[3]);
 }
@@ -212,11 +225,13 @@ shared_memory(void)
 	fetch(&a);
 	EXPECT(a.host[64] == 127 && a.host[127] == 64, "%g", (double)a.host[64]);
 	/* above 48 KiB, static included, a kernel must be prepared for it */
-	WANT(a.d.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 49152, a.s, args, NULL), CUDA_ERROR_INVALID_VALUE);
+	WANT(a.d.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 49152, a.s, args, NULL),
+	     CUDA_ERROR_INVALID_VALUE);
 	want_note("MAX_DYNAMIC_SHARED_SIZE_BYTES");
 	WANT(a.d.cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 232448),
 	     CUDA_ERROR_INVALID_VALUE);
-	WANT(a.d.cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 232448 - 256), 0);
+	WANT(a.d.cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+	                            232448 - 256), 0);
 	WANT(a.d.cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_NUM_REGS, 8), CUDA_ERROR_INVALID_VALUE);
 	WANT(a.d.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 100000, a.s, args, NULL), 0);
 	WANT(a.d.cuOccupancyMaxActiveBlocksPerMultiprocessor(&v, f, 64, 100000), 0);
@@ -237,12 +252,16 @@ launch_shapes(void)
 	void *args[] = { &a.y, &a.x, &n, &by }, *few[] = { &a.y, &a.x, &n, NULL };
 
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-		WANT(a.d.cuLaunchKernel(f, bad[i].grid, 1, 1, bad[i].block, 1, 1, 0, a.s, args, NULL),
+		WANT(a.d.cuLaunchKernel(f, bad[i].grid, 1, 1, bad[i].block, 1, 1, 0, a.s, args,
+		                        NULL),
 		     CUDA_ERROR_INVALID_VALUE);
-	WANT(a.d.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 0, a.s, NULL, NULL), CUDA_ERROR_INVALID_VALUE);
+	WANT(a.d.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 0, a.s, NULL, NULL),
+	     CUDA_ERROR_INVALID_VALUE);
 	WANT(a.d.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 0, a.s, few, NULL), CUDA_ERROR_INVALID_VALUE);
-	WANT(a.d.cuLaunchKernel(NULL, 1, 1, 1, 64, 1, 1, 0, a.s, args, NULL), CUDA_ERROR_INVALID_HANDLE);
-	WANT(a.d.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 0, (CUstream)&a, args, NULL), CUDA_ERROR_INVALID_HANDLE);
+	WANT(a.d.cuLaunchKernel(NULL, 1, 1, 1, 64, 1, 1, 0, a.s, args, NULL),
+	     CUDA_ERROR_INVALID_HANDLE);
+	WANT(a.d.cuLaunchKernel(f, 1, 1, 1, 64, 1, 1, 0, (CUstream)&a, args, NULL),
+	     CUDA_ERROR_INVALID_HANDLE);
 	WANT(a.d.cuStreamSynchronize(a.s), 0);
 }
 
@@ -258,7 +277,8 @@ libraries(void)
 	size_t off, size;
 	int v;
 
-	WANT(d.cuLibraryLoadData(&l, "no cubin, but long enough for a header of an ELF file, 64 bytes", NULL, NULL, 0,
+	WANT(d.cuLibraryLoadData(&l,
+	                         "no cubin, but long enough for a header of an ELF file, 64 bytes", NULL, NULL, 0,
 	                         NULL, NULL, 0), CUDA_ERROR_INVALID_IMAGE);
 	WANT(d.cuLibraryLoadData(&l, NULL, NULL, NULL, 0, NULL, NULL, 0), CUDA_ERROR_INVALID_VALUE);
 	WANT(d.cuLibraryLoadData(&l, cubin, NULL, NULL, 0, NULL, NULL, 0), 0);
@@ -270,15 +290,19 @@ libraries(void)
 	EXPECT(v == 32, "%d registers", v);
 	WANT(d.cuKernelGetAttribute(&v, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, k, 0), 0);
 	EXPECT(v == 49152, "%d bytes", v);
-	WANT(d.cuKernelGetAttribute(&v, CU_FUNC_ATTRIBUTE_NUM_REGS, k, 1), CUDA_ERROR_INVALID_DEVICE);
+	WANT(d.cuKernelGetAttribute(&v, CU_FUNC_ATTRIBUTE_NUM_REGS, k, 1),
+	     CUDA_ERROR_INVALID_DEVICE);
 	WANT(d.cuKernelGetParamInfo(k, 3, &off, &size), 0);
 	EXPECT(off == 24 && size == 8, "parameter 3 at %zu", off);
 	WANT(d.cuKernelGetParamInfo(k, 4, &off, &size), CUDA_ERROR_INVALID_VALUE);
 	WANT(d.cuKernelGetFunction(&f, k), 0);
-	WANT(d.cuFuncGetAttribute(&v, CU_FUNC_ATTRIBUTE_NUM_REGS, (CUfunction)(void *)k), CUDA_ERROR_INVALID_HANDLE);
-	WANT(d.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 65536, (CUkernel)(void *)f, 0),
+	WANT(d.cuFuncGetAttribute(&v, CU_FUNC_ATTRIBUTE_NUM_REGS, (CUfunction)(void *)k),
 	     CUDA_ERROR_INVALID_HANDLE);
-	WANT(d.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 65536, k, 0), 0);
+	WANT(d.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 65536,
+	                            (CUkernel)(void *)f, 0),
+	     CUDA_ERROR_INVALID_HANDLE);
+	WANT(d.cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 65536, k, 0),
+	     0);
 	WANT(d.cuLibraryUnload(l), 0);
 	WANT(d.cuLibraryUnload(l), CUDA_ERROR_INVALID_VALUE);
 	WANT(d.cuFuncLoad(f), CUDA_ERROR_INVALID_HANDLE);
@@ -291,7 +315,8 @@ other_compute_capability(void)
 	Nvrtc n = open_nvrtc();
 	CUlibrary l;
 
-	WANT(d.cuLibraryLoadData(&l, compile(&n, "scale", scale_text), NULL, NULL, 0, NULL, NULL, 0),
+	WANT(d.cuLibraryLoadData(&l, compile(&n, "scale", scale_text), NULL, NULL, 0, NULL, NULL,
+	                         0),
 	     CUDA_ERROR_NO_BINARY_FOR_GPU);
 }
 
@@ -356,7 +381,8 @@ many_in_any_order(void)
 		WANT(a.d.cuMemsetD8Async(a.y, (unsigned char)i, N, a.s), 0);
 	WANT(a.d.cuLaunchKernel(f, N / 64, 1, 1, 64, 1, 1, 0, a.s, args, NULL), 0);
 	fetch(&a);
-	EXPECT(((unsigned char *)a.host)[0] == (2999 & 255) && a.host[N - 1] == N - 1, "%g", (double)a.host[N - 1]);
+	EXPECT(((unsigned char *)a.host)[0] == (2999 & 255) && a.host[N - 1] == N - 1, "%g",
+	       (double)a.host[N - 1]);
 }
 
 int

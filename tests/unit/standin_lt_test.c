@@ -79,7 +79,8 @@ static int
 heuristic(const Site *t, cublasLtMatmulHeuristicResult_t *r, int *n)
 {
 	*n = -1;
-	return (int)t->lt.cublasLtMatmulAlgoGetHeuristic(t->h, t->desc, t->a, t->b, t->c, t->c, t->pref, Most, r, n);
+	return (int)t->lt.cublasLtMatmulAlgoGetHeuristic(t->h, t->desc, t->a, t->b, t->c, t->c,
+	                                                 t->pref, Most, r, n);
 }
 
 static cublasLtMatmulAlgo_t
@@ -145,8 +146,8 @@ fetch(const Site *t, int type)
 	float *x = malloc(Room * sizeof *x);
 	uint16_t *u = malloc(Room * 4);
 
-	WANT(t->d.cuMemcpyDtoHAsync(type == CUDA_R_16BF ? (void *)u : x, t->pc, Room * (type == CUDA_R_16BF ? 2 : 4),
-	                            t->s), 0);
+	WANT(t->d.cuMemcpyDtoHAsync(type == CUDA_R_16BF ? (void *)u : x, t->pc,
+	                            Room * (type == CUDA_R_16BF ? 2 : 4), t->s), 0);
 	WANT(t->d.cuStreamSynchronize(t->s), 0);
 	for (int i = 0; type == CUDA_R_16BF && i < Room; i++) {
 		uint32_t bits = (uint32_t)u[i] << 16;
@@ -187,7 +188,8 @@ one_product(int m, int n, int k, bool ta, bool tb, int type_ab, int type_c, floa
 					mag += fabs(x * y);
 				}
 				s = 0.5 * s + beta * c[i + j * m];
-				EXPECT(fabs(s - got[i + j * m]) <= unit * mag + 1e-30, "algorithm %d: C[%d,%d] is %g, not %g", g,
+				EXPECT(fabs(s - got[i + j * m]) <= unit * mag + 1e-30,
+				       "algorithm %d: C[%d,%d] is %g, not %g", g,
 				       i, j, (double)got[i + j * m], s);
 			}
 		free(c);
@@ -216,14 +218,15 @@ algorithms_round_differently(void)
 	float *c[Most];
 	int n;
 
-	host_values(&t, t.pa, CUDA_R_16BF, 1);
-	host_values(&t, t.pb, CUDA_R_16BF, 2);
+	free(host_values(&t, t.pa, CUDA_R_16BF, 1));
+	free(host_values(&t, t.pb, CUDA_R_16BF, 2));
 	WANT(heuristic(&t, r, &n), 0);
 	for (int i = 0; i < n; i++) {
 		WANT(multiply(&t, &r[i].algo, t.workspace, WorkspaceBytes), 0);
 		c[i] = fetch(&t, CUDA_R_32F);
 		for (int j = 0; j < i; j++)
-			EXPECT(memcmp(c[i], c[j], 64 * 48 * 4) != 0, "algorithms %d and %d agree", i, j);
+			EXPECT(memcmp(c[i], c[j], 64 * 48 * 4) != 0, "algorithms %d and %d agree",
+			       i, j);
 	}
 }
 
@@ -260,8 +263,10 @@ handles(void)
 	WANT(t.lt.cublasLtDestroy(t.h), 0);
 	WANT(heuristic(&t, r, &n), CUBLAS_STATUS_NOT_INITIALIZED);
 	EXPECT(t.lt.cublasLtGetVersion() == 130100, "version %zu", t.lt.cublasLtGetVersion());
-	EXPECT(strcmp(t.lt.cublasLtGetStatusName(15), "CUBLAS_STATUS_NOT_SUPPORTED") == 0, "name of 15");
-	EXPECT(strcmp(t.lt.cublasLtGetStatusString(99), "unrecognized status") == 0, "string of 99");
+	EXPECT(strcmp(t.lt.cublasLtGetStatusName(15), "CUBLAS_STATUS_NOT_SUPPORTED") == 0,
+	       "name of 15");
+	EXPECT(strcmp(t.lt.cublasLtGetStatusString(99), "unrecognized status") == 0,
+	       "string of 99");
 }
 
 static void
@@ -298,7 +303,8 @@ attributes(void)
 	WANT(t.lt.cublasLtMatrixLayoutGetAttribute(t.a, CUBLASLT_MATRIX_LAYOUT_ROWS, &v, 4, &n),
 	     CUBLAS_STATUS_INVALID_VALUE);
 	v = 0;
-	WANT(t.lt.cublasLtMatmulPreferenceGetAttribute(t.pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &v, 4, &n),
+	WANT(t.lt.cublasLtMatmulPreferenceGetAttribute(t.pref,
+	                                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &v, 4, &n),
 	     0);
 	EXPECT(v == 256, "alignment %lu", (unsigned long)v);
 	WANT(t.lt.cublasLtMatrixLayoutDestroy(t.a), 0);
@@ -350,12 +356,14 @@ static void
 operations(void)
 {
 	static const struct { int which, value, status; const char *words; } bad[] = {
-		{ CUBLASLT_MATMUL_DESC_TRANSA, 9, CUBLAS_STATUS_INVALID_VALUE, "operation that does not exist" },
+		{ CUBLASLT_MATMUL_DESC_TRANSA, 9, CUBLAS_STATUS_INVALID_VALUE,
+		  "operation that does not exist" },
 		{ CUBLASLT_MATMUL_DESC_TRANSC, 1, CUBLAS_STATUS_NOT_SUPPORTED, "TRANSC" },
 		{ CUBLASLT_MATMUL_DESC_EPILOGUE, 2, CUBLAS_STATUS_NOT_SUPPORTED, "epilogue" },
 		{ CUBLASLT_MATMUL_DESC_FILL_MODE, 0, CUBLAS_STATUS_NOT_SUPPORTED, "fill mode" },
 		{ CUBLASLT_MATMUL_DESC_SCALE_TYPE, 1, CUBLAS_STATUS_NOT_SUPPORTED, "scale type" },
-		{ CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, 64, CUBLAS_STATUS_NOT_SUPPORTED, "compute type" },
+		{ CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, 64, CUBLAS_STATUS_NOT_SUPPORTED,
+		  "compute type" },
 	};
 	Site t = usual_site();
 
@@ -400,7 +408,8 @@ batches(void)
 	float *c;
 
 	for (int i = 0; i < 3; i++)
-		set_layout(&t, (cublasLtMatrixLayout_t[]){ t.a, t.b, t.c }[i], CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, 2, 4);
+		set_layout(&t, (cublasLtMatrixLayout_t[]){ t.a, t.b, t.c }[i],
+		           CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, 2, 4);
 	want_refused(&t, CUBLAS_STATUS_INVALID_VALUE, "results of the batch overlap");
 	set_layout(&t, t.c, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, 64 * 48, 8);
 	set_layout(&t, t.b, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, 1, 4);
@@ -427,7 +436,8 @@ heuristics(void)
 	for (int i = 0; i < all; i++) {
 		EXPECT(r[i].state == 0 && r[i].workspaceSize % 256 == 0, "result %d", i);
 		split += r[i].workspaceSize == 2 * 4 * 64 * 48;
-		WANT(t.lt.cublasLtMatmulAlgoCheck(t.h, t.desc, t.a, t.b, t.c, t.c, &r[i].algo, &checked), 0);
+		WANT(t.lt.cublasLtMatmulAlgoCheck(t.h, t.desc, t.a, t.b, t.c, t.c, &r[i].algo,
+		                                  &checked), 0);
 		EXPECT(checked.workspaceSize == r[i].workspaceSize, "another workspace");
 	}
 	EXPECT(split == 1, "no split K");
@@ -479,7 +489,8 @@ stale_algorithm(void)
 	cublasLtMatmulAlgo_t a = first(&t);
 	cublasLtMatmulHeuristicResult_t r;
 
-	WANT(t.lt.cublasLtMatmulAlgoCheck(t.h, t.desc, t.a, t.b, t.c, t.c, &a, &r), CUBLAS_STATUS_NOT_SUPPORTED);
+	WANT(t.lt.cublasLtMatmulAlgoCheck(t.h, t.desc, t.a, t.b, t.c, t.c, &a, &r),
+	     CUBLAS_STATUS_NOT_SUPPORTED);
 }
 
 /* ---- pointers ---- */
@@ -578,11 +589,14 @@ workspaces(void)
 	WANT(heuristic(&t, r, &n), 0);
 	for (i = 0; i < n && r[i].workspaceSize == 0; i++)
 		;
-	WANT(multiply(&t, &r[i].algo, t.workspace, r[i].workspaceSize - 1), CUBLAS_STATUS_INVALID_VALUE);
+	WANT(multiply(&t, &r[i].algo, t.workspace, r[i].workspaceSize - 1),
+	     CUBLAS_STATUS_INVALID_VALUE);
 	want_note("smaller than the algorithm needs");
-	WANT(multiply(&t, &r[i].algo, t.workspace + 128, r[i].workspaceSize), CUBLAS_STATUS_INVALID_VALUE);
+	WANT(multiply(&t, &r[i].algo, t.workspace + 128, r[i].workspaceSize),
+	     CUBLAS_STATUS_INVALID_VALUE);
 	want_note("not aligned to 256");
-	WANT(multiply(&t, &r[i].algo, t.workspace + 256, WorkspaceBytes), CUBLAS_STATUS_INVALID_VALUE);
+	WANT(multiply(&t, &r[i].algo, t.workspace + 256, WorkspaceBytes),
+	     CUBLAS_STATUS_INVALID_VALUE);
 	want_note("the workspace is not device memory");
 	u.workspace = t.pc;
 	WANT(multiply(&u, &r[i].algo, t.pc, r[i].workspaceSize), CUBLAS_STATUS_INVALID_VALUE);

@@ -33,8 +33,10 @@ static void
 attributes_of_an_h200(void)
 {
 	static const struct { int which, value; } want[] = {
-		{ CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 9 }, { CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0 },
-		{ CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 132 }, { CU_DEVICE_ATTRIBUTE_WARP_SIZE, 32 },
+		{ CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 9 },
+		{ CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, 0 },
+		{ CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 132 },
+		{ CU_DEVICE_ATTRIBUTE_WARP_SIZE, 32 },
 		{ CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 232448 },
 		{ CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK, 49152 },
 	};
@@ -46,7 +48,8 @@ attributes_of_an_h200(void)
 		WANT(d.cuDeviceGetAttribute(&v, want[i].which, 0), 0);
 		EXPECT(v == want[i].value, "attribute %d is %d", want[i].which, v);
 	}
-	WANT(d.cuDeviceGetAttribute(&v, CU_DEVICE_ATTRIBUTE_WARP_SIZE, 1), CUDA_ERROR_INVALID_DEVICE);
+	WANT(d.cuDeviceGetAttribute(&v, CU_DEVICE_ATTRIBUTE_WARP_SIZE, 1),
+	     CUDA_ERROR_INVALID_DEVICE);
 	WANT(d.cuDeviceGetName(name, sizeof name, 0), 0);
 	EXPECT(strcmp(name, "sta") == 0, "name %s", name);
 }
@@ -106,7 +109,8 @@ every_entry_of_the_runtime(void)
 		if (strcmp(entry[i].library, "DRIVER") == 0)
 			WANT(d.get(entry[i].name, &p, entry[i].version, 1, NULL), 0);
 		else
-			p = dlsym(strcmp(entry[i].library, "NVRTC") == 0 ? nvrtc : lt, entry[i].name);
+			p = dlsym(strcmp(entry[i].library, "NVRTC") == 0 ? nvrtc : lt,
+			          entry[i].name);
 		EXPECT(p, "no %s of version %d", entry[i].name, entry[i].version);
 	}
 	EXPECT(!strstr(noted(), "cuGetProcAddress"), "%s", noted());
@@ -193,7 +197,8 @@ needs_a_current_context(void)
 	WANT(d.cuMemAlloc(&p, 16), CUDA_ERROR_INVALID_CONTEXT);
 	WANT(d.cuDevicePrimaryCtxRelease(0), CUDA_ERROR_INVALID_CONTEXT);
 	WANT(d.cuDevicePrimaryCtxRetain(&ctx, 0), 0);
-	WANT(d.cuMemAlloc(&p, 16), CUDA_ERROR_INVALID_CONTEXT);         /* retained is not current */
+	WANT(d.cuMemAlloc(&p, 16),
+	     CUDA_ERROR_INVALID_CONTEXT);         /* retained is not current */
 	WANT(d.cuCtxSetCurrent((CUcontext)&d), CUDA_ERROR_INVALID_CONTEXT);
 	WANT(d.cuCtxSetCurrent(ctx), 0);
 	WANT(d.cuMemAlloc(&p, 16), 0);
@@ -291,11 +296,13 @@ copies_stay_inside(void)
 	WANT(d.cuMemcpyHtoDAsync(p + 1, h, 64, s), CUDA_ERROR_INVALID_VALUE);
 	want_note("64 bytes at offset 1 of allocation 0 (device, 64 bytes)");
 	WANT(d.cuMemcpyHtoDAsync((CUdeviceptr)(uintptr_t)h, h, 64, s), CUDA_ERROR_INVALID_VALUE);
-	WANT(d.cuMemcpyHtoDAsync(p, pinned + 32, 64, s), CUDA_ERROR_INVALID_VALUE);     /* pinned in part */
+	WANT(d.cuMemcpyHtoDAsync(p, pinned + 32, 64, s),
+	     CUDA_ERROR_INVALID_VALUE);     /* pinned in part */
 	WANT(d.cuMemcpyHtoDAsync(p, (void *)(uintptr_t)q, 64, s), CUDA_ERROR_INVALID_VALUE);
 	WANT(d.cuMemcpyDtoHAsync(h, p + 60, 8, s), CUDA_ERROR_INVALID_VALUE);
 	WANT(d.cuMemcpyDtoDAsync(p, q, 65, s), CUDA_ERROR_INVALID_VALUE);
-	WANT(d.cuMemcpyDtoDAsync(p + 8, p, 16, s), CUDA_ERROR_INVALID_VALUE);           /* overlap */
+	WANT(d.cuMemcpyDtoDAsync(p + 8, p, 16, s),
+	     CUDA_ERROR_INVALID_VALUE);           /* overlap */
 	WANT(d.cuMemsetD8Async(p, 0, 65, s), CUDA_ERROR_INVALID_VALUE);
 	WANT(d.cuMemsetD32Async(p + 2, 0, 4, s), CUDA_ERROR_INVALID_VALUE);
 	WANT(d.cuMemcpyHtoDAsync(p, h, 0, s), 0);
@@ -332,6 +339,7 @@ host_touches_device_memory(void)
 		_exit(*(volatile char *)(uintptr_t)p & 1);
 	waitpid(pid, &status, 0);
 	EXPECT(WIFSIGNALED(status), "it could read it");
+	want_note("the host touched");
 }
 
 /* ---- order of work ---- */

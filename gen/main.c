@@ -403,7 +403,7 @@ verb_bench(Arena *a, const Options *o)
 	if (o->n == 0 || o->json)
 		die("bench: at least one step, and a table is all it prints");
 	bundle_write(generate(a, m, 0, target(o), ""), dir);
-	return bench(dir, o->n >= 0 ? o->n : 5, DEV_CPU, (int)o->threads);
+	return bench(dir, o->n >= 0 ? o->n : 5, device_pick(o->device), (int)o->threads);
 }
 
 static int
@@ -413,7 +413,8 @@ verb_sample(Arena *a, const Options *o)
 	if (o->narg != 1)
 		die("sample takes one RUN directory, such as out/tiny/run");
 	return sample(o->arg[0], o->prompt ? o->prompt : "", o->n >= 0 ? o->n : 256,
-	              o->temperature, o->seed, DEV_AUTO, (int)o->threads);
+	              o->temperature, o->seed, o->device ? device_pick(o->device) : DEV_AUTO,
+	              (int)o->threads);
 }
 
 static int

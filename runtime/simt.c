@@ -217,7 +217,6 @@ worker_set(Launch *l, Worker *w, int i)
 	w->so = so;
 	w->arg = l->arg;
 	w->nthread = l->block;
-	w->nknown = 0;
 	w->hc.nthread = (HcDim){ (unsigned)l->block, 1, 1 };
 	w->hc.nblock = (HcDim){ (unsigned)l->grid, 1, 1 };
 	w->ndynamic = l->dynamic;
@@ -328,7 +327,7 @@ static void
 report(const Launch *l, SimtFault *f)
 {
 	const Note *n = &l->note;
-	const So *so = l->at->so;
+	So *so = l->at->so;
 	Line at = so_line(so, n->npc, n->pc), other;
 	Buf b = {0};
 

@@ -216,7 +216,7 @@ void
 check_place(const Check *c, const Worker *w, const void *p, Buf *b)
 {
 	const Region *near[4] = { &c->fixed, &c->dynamic }, *best = NULL;
-	uintptr_t a = (uintptr_t)p, d, least = 1 << 24;
+	uintptr_t a = (uintptr_t)p, d, least = 1 << 16;
 	int i, k = region_before(c, a);
 
 	near[2] = k >= 0 ? &c->region[k] : NULL;
@@ -232,6 +232,8 @@ check_place(const Check *c, const Worker *w, const void *p, Buf *b)
 	}
 	if (a < PageBytes)
 		buf_printf(b, "null+%zu", (size_t)a);
+	else if (a - (uintptr_t)w->stacks < (uintptr_t)MaxThreads * StackBytes)
+		buf_puts(b, "a local variable of another thread");
 	else if (best)
 		place_near(best, a, w, b);
 	else

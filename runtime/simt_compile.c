@@ -43,7 +43,7 @@ static const char *const tail[] = { "-nodefaultlibs", "-x", "c++", "-", "-lm", "
 
 struct Compiler {
 	Arena *mem;
-	const char *cxx, *addr2line, *cache;
+	const char *cxx, *cache;
 	const char *flag[MaxFlags];
 	int nflag;
 	Buf identity;
@@ -205,7 +205,6 @@ compiler_new(bool check)
 		die("%s", no_gxx);
 	c->mem = mem;
 	c->cxx = argv[0];
-	c->addr2line = find_on_path(mem, "addr2line");
 	if (!run_tool(argv, &c->identity))
 		die("%s --version fails", c->cxx);
 	add_flags(c, common, sizeof common / sizeof *common);
@@ -433,6 +432,7 @@ so_load(const SimtKernel *k, So *so)
 	dl_iterate_phdr(find_end, &span);
 	so->lo = span.lo;
 	so->hi = span.hi;
+	so->nknown = 0;
 }
 
 void
@@ -484,8 +484,8 @@ parse_lines(char *s)
 	return l;
 }
 
-Line
-so_line(const So *so, int n, void *const *pc)
+static Line
+find_line(const So *so, int n, void *const *pc)
 {
 	Arena *mem = arena_new("lines");
 	const char *argv[MaxFrames + 8] = { find_on_path(mem, "addr2line"), "-a", "-f", "-i", "-C", "-e" };
@@ -494,7 +494,7 @@ so_line(const So *so, int n, void *const *pc)
 	int i, a = 6;
 
 	argv[a++] = arena_printf(mem, "/proc/%ld/fd/%d", (long)getpid(), so->fd);
-	for (i = 0; i < n && i < MaxFrames; i++)
+	for (i = 0; i < n; i++)
 		if ((char *)pc[i] > so->lo && (char *)pc[i] <= so->hi)
 			argv[a++] = arena_printf(mem, "0x%zx", (size_t)((char *)pc[i] - so->lo - 1));
 	if (argv[0] && a > 7 && run_tool(argv, &words))
@@ -502,4 +502,18 @@ so_line(const So *so, int n, void *const *pc)
 	buf_free(&words);
 	arena_free(mem);
 	return l;
+}
+
+Line
+so_line(So *so, int n, void *const *pc)
+{
+	int i;
+
+	for (i = 0; i < MaxKnown && i < so->nknown; i++)
+		if (so->known[i].n == n && memcmp(so->known[i].pc, pc, (size_t)n * sizeof *pc) == 0)
+			return so->known[i].line;
+	i = so->nknown++ % MaxKnown;
+	so->known[i].n = n;
+	memcpy(so->known[i].pc, pc, (size_t)n * sizeof *pc);
+	return so->known[i].line = find_line(so, n, pc);
 }

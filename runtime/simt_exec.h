@@ -11,7 +11,8 @@ enum {
 	MaxShared = 232448,     /* bytes of a block, static and dynamic: sm_90 */
 	SlotBytes = 64,
 	StackBytes = 128 << 10, /* of a fiber; the lowest page is a guard */
-	MaxFrames = 12          /* return addresses of a report */
+	MaxFrames = 12,         /* return addresses of a report */
+	MaxKnown = 32           /* lines remembered of an object */
 };
 
 /* as in templates/simt/shim.h */
@@ -35,6 +36,8 @@ enum { HowRead, HowWrite, HowAtomic };
 
 /* simt_compile.c: compiled kernels */
 
+typedef struct { int line, inner; char function[64]; } Line;    /* line 0: unknown */
+
 typedef struct {
 	void *handle;           /* of dlopen */
 	int fd;                 /* the object's bytes; addr2line reads them too */
@@ -42,6 +45,8 @@ typedef struct {
 	void (*run)(const HcArg *);
 	char *lo, *hi;          /* where it is mapped */
 	char *shared_lo, *shared_hi;
+	struct { int n; void *pc[MaxFrames]; Line line; } known[MaxKnown];
+	int nknown;             /* lines found so far; the oldest make room */
 } So;
 
 struct SimtKernel {
@@ -64,10 +69,9 @@ void compiler_run(Compiler *c, int n, const SimtSource *src, SimtKernel *const *
 void so_load(const SimtKernel *k, So *so);
 void so_close(So *so);
 
-typedef struct { int line, inner; char function[64]; } Line;    /* line 0: unknown */
 /* The line of the kernel that the chain of return addresses passes through,
  * and, when that is a call of a function of the text, the line in it. */
-Line so_line(const So *so, int n, void *const *pc);
+Line so_line(So *so, int n, void *const *pc);
 
 /* simt_check.c: what memory was touched by whom */
 
@@ -142,7 +146,7 @@ struct Worker {
 	HcSimt hc;              /* first: hooks get its address */
 	Arena *mem;
 	const SimtKernel *k;
-	const So *so;
+	So *so;
 	const HcArg *arg;
 	Check *check;           /* or NULL */
 	long block;
@@ -153,8 +157,6 @@ struct Worker {
 	int pos, order[MaxThreads];
 	Thread thread[MaxThreads];
 	Group *open[MaxThreads / WarpSize], *free;
-	struct { void *pc; Line line; } known[16];      /* of barriers */
-	int nknown;
 	bool collectives_order;
 	char *stacks;
 	int nfiber;

@@ -23,21 +23,6 @@ worker(HcSimt *h)
 
 /* the block's barrier */
 
-static Line
-line_of_barrier(Worker *w, void *pc)
-{
-	enum { Max = sizeof w->known / sizeof *w->known };
-	int i;
-
-	for (i = 0; i < w->nknown; i++)
-		if (w->known[i].pc == pc)
-			return w->known[i].line;
-	i = w->nknown < Max ? w->nknown++ : Max - 1;
-	w->known[i].pc = pc;
-	w->known[i].line = so_line(w->so, 1, &pc);
-	return w->known[i].line;
-}
-
 /* With checks: all threads must wait at one barrier of the text, which the
  * compiler may have made several of. */
 static void
@@ -53,8 +38,8 @@ check_one_barrier(Worker *w, void *const *frame)
 		other = w->thread[i].frame[1];
 		if (other == mine)
 			continue;
-		a = line_of_barrier(w, mine);
-		b = line_of_barrier(w, other);
+		a = so_line(w->so, 1, &mine);
+		b = so_line(w->so, 1, &other);
 		if (a.line != b.line || a.inner != b.inner)
 			fiber_fail(w, frame, other, ": divergent barrier",
 			           "waits at __syncthreads while thread %d waits at another", i);

@@ -574,6 +574,8 @@ verify_random(Verify *v)
 	open_run(v);
 	random_params(v, &seed);
 	run_sync_weights(v->r);
+	if (v->r->arena_size[A_WEIGHTS])
+		run_get(v->r, A_WEIGHTS, 0, v->r->arena_size[A_WEIGHTS]);
 	tok = NEWN(v->a, int32_t, v->p->T + 1);
 	random_tokens(v, &seed, tok, v->p->T + 1);
 	inputs_fill(v->r, tok, tok + 1, v->p->T);

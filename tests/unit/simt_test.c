@@ -75,7 +75,7 @@ static const Case faults[] = {
 	  "if (threadIdx.x == 0) p = (float *)x;\n"
 	  "__syncthreads();\n"
 	  "if (threadIdx.x == 1) out[0] = p[1]; //!\n"
-	  "__syncthreads();\n", "reads 4 bytes out of bounds: address" },
+	  "__syncthreads();\n", "reads 4 bytes out of bounds: a local variable of another thread" },
 	{ "memcpy past the end",
 	  "memcpy(out, in, (n + 1) * 4); //!\n", "reads 16388 bytes out of bounds" },
 	{ "misaligned vector",
@@ -729,11 +729,11 @@ draw(int n)
 static void
 program_draw(Op op[Steps][Blocks][Threads], bool parts)
 {
-	int i, b, t, size, kind, dense = 1 + draw(3);
+	int i, b, t, size, kind, dense = 1 + draw(3), calm = draw(2), bytes = calm ? 4 : Bytes;
 	uint32_t mask;
 
 	for (i = 0; i < Steps; i++) {
-		kind = draw(3);
+		kind = calm ? (draw(15) ? 1 + draw(2) : 0) : draw(3);
 		mask = parts && draw(2) ? (uint32_t)draw(1 << 16) << 16 | (uint32_t)draw(1 << 16) : 0xffffffff;
 		for (b = 0; b < Blocks; b++)
 			for (t = 0; t < Threads; t++) {
@@ -747,8 +747,8 @@ program_draw(Op op[Steps][Blocks][Threads], bool parts)
 					o->op = OpSync;
 					o->mask = mask >> t % 32 & 1 ? mask : ~mask;
 				} else if (draw(Threads) < dense) {
-					o->op = (uint16_t)((draw(3) ? OpRead : OpWrite) + size);
-					o->at = (uint16_t)((draw(Bytes >> size) << size) + (draw(9) ? 0 : 32));
+					o->op = (uint16_t)((draw(calm ? 12 : 3) ? OpRead : OpWrite) + size);
+					o->at = (uint16_t)((draw(bytes >> size) << size) + (draw(9) ? 0 : 32));
 				}
 			}
 	}
@@ -774,10 +774,12 @@ join(int to[Threads][Threads], int from[Threads][Threads], const Op *o, bool all
 	int t, u, v;
 
 	for (t = 0; t < Threads; t++)
-		for (u = 0; u < Threads; u++)
+		for (u = 0; u < Threads; u++) {
+			if (!all && (t / 32 != u / 32 || !(o[t].mask >> u % 32 & 1)))
+				continue;
 			for (v = 0; v < Threads; v++)
-				if ((all || (t / 32 == u / 32 && o[t].mask >> u % 32 & 1)) && from[u][v] > to[t][v])
-					to[t][v] = from[u][v];
+				to[t][v] = from[u][v] > to[t][v] ? from[u][v] : to[t][v];
+		}
 }
 
 static bool
@@ -818,7 +820,7 @@ program_races(Op op[Steps][Blocks][Threads])
 static void
 random_programs(bool parts)
 {
-	enum { Programs = 600 };
+	enum { Programs = 3000 };
 	Op (*op)[Blocks][Threads] = (void *)in;
 	int i, wrong = 0, missed = 0, racy = 0;
 	char first[500] = "";

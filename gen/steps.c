@@ -454,7 +454,7 @@ heavy_attn(Fuse *f, int i)
 	push(p, s, opd_out(f, i, 1, "lse", F32, m->H));
 	attn_operands(f, s, v);
 	attn_rows(f, s, v);
-	attn_launch(f, s, p->T / m->seq * m->H * ((m->seq + 127) / 128), m->H,
+	attn_launch(f, s, (p->T + m->seq - 1) / m->seq * m->H * ((m->seq + 127) / 128), m->H,
 	            f32 ? 32 : 128, f32 ? 384 : 768);
 	s->flops = 4. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
 	s->nbytes = (double)p->T * (2. * HD + 2. * m->K * m->D) * dt_size(f->gemm_out);
@@ -491,7 +491,7 @@ heavy_attn_bwd_cpu(Fuse *f, int i)
 	attn_rows(f, s, v);
 	push(p, s, opd_buf(buffer_new(p, "attn_bwd workspace", -1, F32, p->T, HD), F32, HD));
 	push(p, s, opd_buf(buffer_new(p, "delta", -1, F32, p->T, m->H), F32, m->H));
-	step_launch(p, s, p->T / m->seq * m->K, 0, 0);
+	step_launch(p, s, (p->T + m->seq - 1) / m->seq * m->K, 0, 0);
 	s->flops = 10. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
 	s->nbytes = (double)p->T * (4. * HD + 4. * m->K * m->D) * dt_size(f->gemm_out);
 }

@@ -285,7 +285,7 @@ static void
 run_blocks(Launch *l)
 {
 	int n = l->s->nworker < l->grid ? l->s->nworker : (int)l->grid, i;
-	Part part[MaxWorkers];
+	Part part[MaxWorkers] = {0};
 	pthread_t thread[MaxWorkers];
 
 	for (i = 0; i < n; i++) {

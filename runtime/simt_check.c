@@ -485,7 +485,7 @@ may_read(const Worker *w, const char *p, size_t nbytes)
 	const Group *g = w->thread[w->hc.thread.x].reads;
 	const char *slot = g ? (const char *)g->slot : NULL;
 
-	return (p >= w->so->lo && p + nbytes <= w->so->hi) ||
+	return (p >= w->so->lo && p + nbytes <= w->so->constants) ||
 	       (g && p >= slot && p + nbytes <= slot + sizeof g->slot);
 }
 
@@ -604,7 +604,8 @@ check_block(Check *c, Worker *w)
 			die("no memory for the blocks of a launch");
 	}
 	c->start[c->nstart++] = (Start){ c->base, w->block };
-	memset((void *)c->fixed.lo, 0xff, c->fixed.hi - c->fixed.lo);
+	if (c->fixed.hi > c->fixed.lo)
+		memset((void *)c->fixed.lo, 0xff, c->fixed.hi - c->fixed.lo);
 	memset((void *)c->dynamic.lo, 0xff, c->dynamic.hi - c->dynamic.lo);
 }
 

@@ -388,7 +388,8 @@ compiler_run(Compiler *c, int n, const SimtSource *src, SimtKernel *const *k)
 
 /* objects */
 
-typedef struct { char *lo, *hi; } Span;
+/* constants: what is mapped to be read only ends there */
+typedef struct { char *lo, *hi, *constants; } Span;
 
 static int
 find_end(struct dl_phdr_info *p, size_t size, void *arg)
@@ -402,8 +403,11 @@ find_end(struct dl_phdr_info *p, size_t size, void *arg)
 		return 0;
 	for (i = 0; i < p->dlpi_phnum; i++) {
 		end = s->lo + p->dlpi_phdr[i].p_vaddr + p->dlpi_phdr[i].p_memsz;
-		if (p->dlpi_phdr[i].p_type == PT_LOAD && end > s->hi)
-			s->hi = end;
+		if (p->dlpi_phdr[i].p_type != PT_LOAD)
+			continue;
+		s->hi = end > s->hi ? end : s->hi;
+		if (!(p->dlpi_phdr[i].p_flags & PF_W) && end > s->constants)
+			s->constants = end;
 	}
 	return 1;
 }
@@ -425,13 +429,15 @@ so_load(const SimtKernel *k, So *so)
 	*(void **)&so->simt = dlsym(so->handle, "hc_simt");
 	*(void **)&so->run = dlsym(so->handle, "hc_simt_run");
 	*(void **)&facts = dlsym(so->handle, "hc_simt_facts");
+	if (facts)
+		facts(&so->shared_lo, &so->shared_hi);
 	if (!so->simt || !so->run || !facts || dlinfo(so->handle, RTLD_DI_LINKMAP, &map) != 0)
 		die("what %s compiled to is no kernel", k->path);
-	facts(&so->shared_lo, &so->shared_hi);
-	span.lo = span.hi = (char *)map->l_addr;
+	span.lo = span.hi = span.constants = (char *)map->l_addr;
 	dl_iterate_phdr(find_end, &span);
 	so->lo = span.lo;
 	so->hi = span.hi;
+	so->constants = span.constants;
 	so->nknown = 0;
 }
 

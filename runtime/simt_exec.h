@@ -44,6 +44,7 @@ typedef struct {
 	HcSimt **simt;          /* the text's way to its worker */
 	void (*run)(const HcArg *);
 	char *lo, *hi;          /* where it is mapped */
+	char *constants;        /* end of what is read-only, which comes first */
 	char *shared_lo, *shared_hi;
 	struct { int n; void *pc[MaxFrames]; Line line; } known[MaxKnown];
 	int nknown;             /* lines found so far; the oldest make room */

@@ -291,7 +291,7 @@ static void
 explain_stuck(Worker *w)
 {
 	Note *n = &w->note;
-	int i, barrier = -1, warp = -1, done = -1, other;
+	int i, barrier = 0, warp = -1, done = -1, other;
 	const Group *g;
 
 	for (i = w->nthread - 1; i >= 0; i--) {
@@ -357,7 +357,9 @@ fiber_block(Worker *w)
 	if (w->check)
 		check_block(w->check, w);
 	w->fiber = &w->main;
-	resume(w, next_thread(w));
+	i = next_thread(w);
+	if (i >= 0)
+		resume(w, i);
 	if (!w->failed && w->ndone == w->nthread)
 		return true;
 	if (!w->failed)

@@ -4,7 +4,7 @@
 set -eu
 
 run="gcc libc6-dev make libyaml-dev libdnnl-dev"
-test="$run g++ libboost-context-dev clang python3 python3-torch python3-numpy python3-yaml libopenblas0-pthread"
+test="$run g++ binutils libboost-context-dev clang python3 python3-torch python3-numpy python3-yaml libopenblas0-pthread"
 case ${1:-run} in
 run) want=$run ;;
 test) want=$test ;;

@@ -91,6 +91,16 @@ static const Case faults[] = {
 	  "__shared__ float s[64];\n"
 	  "float *p = s;\n"
 	  "p[threadIdx.x * 3] = 1; //!\n", "writes 4 bytes out of bounds: shared memory+" },
+	{ "read past the end of shared memory",
+	  "__shared__ float s[64];\n"
+	  "float *p = s;\n"
+	  "s[threadIdx.x] = 1;\n"
+	  "__syncthreads();\n"
+	  "out[threadIdx.x] = p[threadIdx.x * 2]; //!\n", "reads 4 bytes out of bounds: shared memory+" },
+	{ "read of a variable of the text",
+	  "static float x;\n"
+	  "float *volatile p = &x;\n"
+	  "out[threadIdx.x] = *p; //!\n", "reads 4 bytes out of bounds" },
 	{ "past the end of dynamic shared memory",
 	  "float *s = (float *)dynamic_smem();\n"
 	  "s[threadIdx.x + 1] = 1; //!\n",
@@ -1032,6 +1042,7 @@ int
 main(int argc, char **argv)
 {
 	char cache[] = "/tmp/simt_test.XXXXXX";
+	float *memory;
 	int i;
 
 	if (simt_missing()) {
@@ -1041,8 +1052,9 @@ main(int argc, char **argv)
 	if (!getenv("HCGEN_CACHE") && mkdtemp(cache))
 		setenv("HCGEN_CACHE", cache, 1);
 	mem = arena_new("simt_test");
-	in = aligned_alloc(4096, N * sizeof *in);
-	out = aligned_alloc(4096, N * sizeof *out);
+	memory = aligned_alloc(4096, 5 * N * sizeof *memory);
+	in = memory + N;        /* so that what is before and behind is nobody's */
+	out = memory + 3 * N;
 	for (i = 0; i < N; i++)
 		in[i] = (float)i;
 	if (argc > 1 && strcmp(argv[1], "bench") == 0) {
@@ -1062,7 +1074,6 @@ main(int argc, char **argv)
 	refused();
 	messages();
 	arena_free(mem);
-	free(in);
-	free(out);
+	free(memory);
 	return failures != 0;
 }

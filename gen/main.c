@@ -15,7 +15,7 @@ typedef struct {
 	const char *out;        /* -o */
 	const char *dump;       /* -d */
 	const char *device, *params, *tokens, *dump_file, *prompt, *run, *kernels, *arch;
-	long n, threads, rows;
+	long n, threads, rows, seq;
 	double temperature;
 	long long seed;
 	bool has_seed, json, quiet, logits, list_params, schema, reference, bytes, keep;
@@ -49,6 +49,7 @@ static const char usage[] =
 "  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"
 "                     one forward and backward on your own parameters and tokens\n"
 "  --rows N           tokens to verify on (default: about 128)\n"
+"  --seq N            positions of a sequence at most (default: 61)\n"
 "  --bytes            simt: bytes that each kernel loads and stores, distinct and issued\n"
 "train\n"
 "  --params P.safetensors   start from these parameters      --run DIR   where the run goes\n"
@@ -108,6 +109,7 @@ number_option(Options *o, const char *opt, const char *value)
 {
 	const struct { const char *name; long *to; } numbers[] = {
 		{ "-n", &o->n }, { "--threads", &o->threads }, { "--rows", &o->rows },
+		{ "--seq", &o->seq },
 	};
 	size_t i;
 
@@ -361,7 +363,7 @@ static int
 verb_verify(Arena *a, const Options *o)
 {
 	VerifyOpts v = { .params = o->params, .tokens = o->tokens, .dump = o->dump_file,
-	                 .logits = o->logits, .rows = o->rows, .seed = o->seed,
+	                 .logits = o->logits, .rows = o->rows, .seq = o->seq, .seed = o->seed,
 	                 .threads = (int)o->threads, .bytes = o->bytes,
 	                 .device = device_pick(o->device),
 	                 .reference = o->reference };

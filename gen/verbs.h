@@ -20,6 +20,7 @@ typedef struct {
 	bool logits;
 	bool reference;         /* dump the interpreter's results, in double */
 	long rows;              /* tokens, 0: about 128 */
+	long seq;               /* of a sequence at most, 0: 61 */
 	long long seed;
 	int threads, device;
 	bool bytes;             /* simt: print what each kernel moves */

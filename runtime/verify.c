@@ -300,11 +300,12 @@ shrink(Verify *v, long rows)
 {
 	Spec *s = NEW(v->a, Spec);
 	Diag *d = diag_new(v->a);
+	long seq = v->o->seq > 0 ? v->o->seq : 61;      /* odd, and no multiple of any block */
 	Model *m;
 
 	*s = *v->m->spec;
-	if (s->seq_len > 61)
-		s->seq_len = 61;        /* odd, and no multiple of any block */
+	if (s->seq_len > seq)
+		s->seq_len = (int)seq;
 	if (rows <= 0)
 		rows = 122;
 	rows = (rows + s->seq_len - 1) / s->seq_len * s->seq_len;

@@ -32,6 +32,17 @@ for path in sorted((ROOT / "specs").glob("*.yaml")):
     case(verified(path))
 
 
+@case
+def verify_sequences_of_several_tiles(tmp):
+    """150 positions are three tiles of keys and two of queries; documents, grouped heads, windows."""
+    words = sets(model__width=64, model__heads=4, model__kv_heads=2, model__attention__window="[full, 70]",
+                 data__bos=3, data__packing="documents", numerics__storage="bf16", numerics__gemm="bf16",
+                 train__tokens_per_step=300, train__seq_len=150, train__micro_batches=1)
+    r = hcgen("verify", SMALL, "--device", "simt", "--seq", 150, "--rows", 300, *words, timeout=500)
+    expect("FAIL" not in r.out and r.out.rstrip().endswith(": verified"), r)
+    expect("on 300 tokens" in r.out, r)
+
+
 def curves(tmp, *words):
     d = make_data(tmp)
     for out in ("cpu", "simt"):

@@ -1,0 +1,46 @@
+/* Private to lower_cuda.c, lower_map.c and lower_vec.c: lowering for cuda. */
+#ifndef LOWER_CUDA_H
+#define LOWER_CUDA_H
+
+#include "lower.h"
+
+/* sinks of a phase that share their vectors */
+typedef struct {
+	int n, W, D, vw;
+	Sink *s;
+	Cuts flat, heads;
+} SinkGroup;
+
+struct Cuda {
+	bool *shared;           /* value: other threads read this rowval (kept between
+	                         * passes: a pass finds out, the next one obeys) */
+	bool *walks;            /* value: computed again somewhere, although it is held,
+	                         * by a thread that does not hold it (kept too) */
+	bool again;
+	int ngroup[MaxPhase + 1];
+	SinkGroup *group[MaxPhase + 1];
+	int *direct;            /* value: DOT -> the sum over rows it only serves, or -1 */
+	int *heldvw;            /* value: vector size it is held in */
+	int *heldn;             /* and slabs */
+	/* the piece being filled */
+	int vw, k;              /* vector size, slab */
+	int lo, hi;             /* channels of the slab */
+	int dlo, dhi;           /* channels of a head */
+	/* loads of the body being filled: needed once the sweep has left a use */
+	bool defer;
+	int npending, cappending, *pending;
+};
+
+/* lower_map.c: groups, threads, blocks */
+int slab_of(const Lower *l);            /* channels that a row's threads take at once */
+int slabs(const Lower *l, int width, int vw);
+int sink_args(const Lower *l, const Sink *s, int arg[2]);
+
+/* lower_vec.c: what a thread holds */
+void settle(Lower *l, int first);
+void drop_loads(Lower *l);
+const char *head_name(Lower *l, int v, int k);
+int head_slabs(const Lower *l, int v);
+const char *held_name(Lower *l, int v, int k);
+
+#endif

@@ -68,7 +68,7 @@ docs: all
 
 lint:
 	cppcheck -q --enable=warning,portability --inline-suppr -Igen gen runtime
-	shellcheck tools/*.sh gen/*.sh tests/run .ci/run
+	shellcheck tools/*.sh gen/*.sh tests/run tests/standin/build.sh tests/gpu/run.sh .ci/run
 
 wc:
 	@wc -l gen/*.[ch] gen/*.def | sort -n | tail -40

@@ -10,6 +10,14 @@ float_text(Buf *b, double x)
 	char s[40];
 	int digits;
 
+	/* at the ends of the range what the value is as a float: compilers refuse
+	 * a literal that is none */
+	if (!(x > -1e38 && x < 1e38) || (x > -1e-37 && x < 1e-37))
+		x = (float)x;
+	if (x - x != 0) {
+		buf_puts(b, x > 0 ? "(3e38f * 3e38f)" : x < 0 ? "(3e38f * -3e38f)" : "(0.f / 0.f)");
+		return;
+	}
 	for (digits = 1; digits < 9; digits++) {
 		snprintf(s, sizeof s, "%.*g", digits, x);
 		if ((float)x == strtof(s, NULL))

@@ -34,24 +34,39 @@ static void
 sums_text(const Kern *k, Buf *b)
 {
 	const Map *m = &k->map;
-	bool sums = false;
+	bool whole = false, lanes = false, threads = false;
+	const Stmt *s;
 	int i;
 
-	for (i = 0; i < k->nstmt; i++)
-		sums |= k->stmt[i].kind == S_SUM;
+	for (i = 0; i < k->nstmt; i++) {
+		s = &k->stmt[i];
+		whole |= s->kind == S_SUM && !s->n;
+		lanes |= s->kind == S_SUM && s->n && !s->lo;
+		threads |= s->kind == S_SUM && s->n && s->lo;
+	}
 	buf_puts(b, "// types     arithmetic in f32; a stored value is rounded once, by its store\n");
-	if (!sums)
-		return;
-	buf_puts(b, "// sums      over channels: a thread's own in order, then its warp by halves");
-	buf_puts(b, m->threads > 32 ? ", then the warps in order\n" : "\n");
+	if (whole || lanes || threads)
+		buf_puts(b, "// sums      over channels: a thread's own in order");
+	if (lanes)
+		buf_puts(b, "; per head then its lanes by halves");
+	if (threads)
+		buf_puts(b, "; per head then its threads in order");
+	if (whole)
+		buf_puts(b, m->threads > 32 ? ", then its warp by halves, then the warps in order" :
+		         ", then its warp by halves");
+	if (whole || lanes || threads)
+		buf_puts(b, "\n");
 	if (m->loop)
-		buf_puts(b, "//           over rows: those of a block ascending; one partial per block\n");
+		buf_printf(b, "// %-9s over rows: those of a %s ascending; one partial per %s\n",
+		           whole || lanes || threads ? "" : "sums", m->rows > 1 ? "warp" : "block",
+		           m->rows > 1 ? "warp" : "block");
 }
 
 static void
 maps_text(const Kern *k, Buf *b)
 {
 	const Map *m = &k->map;
+	bool bf16 = k->plan->model->spec->storage == F_BF16;
 
 	if (m->loop && m->rows > 1)
 		buf_printf(b, "// maps      warp = every %dG'th row (grid G, %d rows at a time), ",
@@ -63,8 +78,8 @@ maps_text(const Kern *k, Buf *b)
 		           m->rows);
 	else
 		buf_puts(b, "// maps      block = row (grid T), ");
-	buf_printf(b, "thread = %s (%d threads)\n", m->uses_vw[8] ?
-	           "8 channels = one 16-byte vector of bf16" : "some channels",
+	buf_printf(b, "thread = %s (%d threads)\n", !m->uses_vw[8] ? "some channels" : bf16 ?
+	           "8 channels = one 16-byte vector" : "8 channels = two 16-byte vectors",
 	           m->threads * m->rows);
 }
 

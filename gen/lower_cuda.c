@@ -570,12 +570,14 @@ end_sums(Lower *l, int part)
 static void
 close_rows(Lower *l, int first)
 {
-	bool queued = false;
+	bool queued = false, open = false;
 	const Stmt *s;
 	int i, n = 0;
 
+	/* what is shared is read as far as the end of the turn */
 	for (i = first; i < l->k->nstmt; i++) {
 		s = &l->k->stmt[i];
+		open |= s->kind == S_SHARE;
 		queued |= s->kind == S_SUM && s->lo;
 		if (s->kind == S_SUMS) {
 			n += queued;
@@ -583,7 +585,7 @@ close_rows(Lower *l, int first)
 		}
 		n += s->kind == S_BARRIER;
 	}
-	if (l->k->map.loop && n == 1)
+	if (l->k->map.loop && (n == 1 || open))
 		stmt(l, S_BARRIER, NULL);
 }
 

@@ -53,13 +53,46 @@ name_taken(const Lower *l, const char *s)
 	return false;
 }
 
+/* is s + rest a name that cuda makes of s: x_o, x_keep, x_keep1, x_s1 … */
+static bool
+is_derived(const char *rest)
+{
+	static const char *const plain[] = { "_o", "_keep", "_part", "_head", "_to", "_own" };
+	size_t i;
+
+	for (i = 0; i < sizeof plain / sizeof *plain; i++)
+		if (strcmp(rest, plain[i]) == 0)
+			return true;
+	if (strncmp(rest, "_keep", 5) != 0 && strncmp(rest, "_s", 2) != 0)
+		return false;
+	rest += rest[1] == 'k' ? 5 : 2;
+	return *rest && rest[strspn(rest, "0123456789")] == 0;
+}
+
+/* would s, or what is made of it, be what is made of another name? */
+static bool
+clashes(const Lower *l, const char *s)
+{
+	size_t n = strlen(s), m;
+	int i;
+
+	for (i = 0; i < l->nname; i++) {
+		m = strlen(l->names[i]);
+		if (m > n && strncmp(l->names[i], s, n) == 0 && is_derived(l->names[i] + n))
+			return true;
+		if (n > m && strncmp(s, l->names[i], m) == 0 && is_derived(s + m))
+			return true;
+	}
+	return false;
+}
+
 const char *
 unique(Lower *l, const char *base)
 {
 	const char *s = base;
 	int i;
 
-	for (i = 2; name_taken(l, s); i++)
+	for (i = 2; name_taken(l, s) || (l->cu && clashes(l, s)); i++)
 		s = arena_printf(l->a, "%s_%d", base, i);
 	if (l->nname == (int)(sizeof l->names / sizeof *l->names))
 		bug("lower: more than %d names in %s", l->nname, l->k->name);
@@ -325,8 +358,8 @@ rotated(Lower *l, const Val *x, int base)
 	Exp *cs, *sn, *self, *other;
 	Idx j;
 
-	in = base - floor_div(base, D) * D;
-	at = in + l->dlo;                       /* channel within the head */
+	at = base + l->dlo - floor_div(base + l->dlo, D) * D;   /* channel within the head */
+	in = at - l->dlo;
 	if (at >= R)
 		return evaluate(l, x->arg[0], base);
 	cs = exp_new(l, X_LOAD);
@@ -334,8 +367,8 @@ rotated(Lower *l, const Val *x, int base)
 	cs->par = table_par(l, 0, R / 2);
 	sn->par = table_par(l, 1, R / 2);
 	if (x->attr[2]) {
-		first = in % 2 == 0;
-		j = (Idx){ in / 2, 0, 1 };
+		first = (in & 1) == 0;
+		j = (Idx){ floor_div(in, 2), 0, 1 };
 		other = evaluate(l, x->arg[0], first ? base + 1 : base - 1);
 	} else {
 		first = at < R / 2;

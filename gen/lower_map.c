@@ -157,6 +157,12 @@ sums_heads(const Lower *l, const SinkGroup *g)
 	return false;
 }
 
+static bool
+per_head(const Lower *l, int v)
+{
+	return l->g->v[v].kind == K_ROWVAL && l->g->v[v].width > 1;
+}
+
 /* one head size and one vector size serve all groups with heads, so that a
  * thread's head is the same everywhere */
 static void
@@ -177,6 +183,13 @@ common_heads(Lower *l)
 			m->D = g->D;
 			m->vwh = g->vw < m->vwh ? g->vw : m->vwh;
 		}
+	/* numbers per head without a vector of heads: any size of head does */
+	for (i = 0; i < l->nnode && !m->D; i++)
+		if (per_head(l, l->node[i]))
+			m->D = 8;
+	for (i = 0; i < l->r->nin && !m->D; i++)
+		if (per_head(l, l->r->in[i]))
+			m->D = 8;
 	for (ph = 0; ph < l->nphase; ph++)
 		for (i = 0; i < l->cu->ngroup[ph]; i++)
 			if (l->cu->group[ph][i].D)
@@ -292,7 +305,8 @@ estimate(const Kern *k)
 		s = &k->stmt[i];
 		if (s->kind == S_IF)
 			out = 0;        /* one piece's results at a time */
-		if (s->kind == S_VEC && strstr(s->name, "_o"))
+		if (s->kind == S_VEC && strlen(s->name) > 2 &&
+		    strcmp(s->name + strlen(s->name) - 2, "_o") == 0)
 			out += s->n;
 		else if (s->kind == S_VEC)
 			n += s->n;

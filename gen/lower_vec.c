@@ -233,8 +233,8 @@ cuda_rowval(Lower *l, int v, int group_base)
 const char *
 held_name(Lower *l, int v, int k)
 {
-	return k ? arena_printf(l->a, "%s_row%d", l->name[v], k) :
-	       arena_printf(l->a, "%s_row", l->name[v]);
+	return k ? arena_printf(l->a, "%s_keep%d", l->name[v], k) :
+	       arena_printf(l->a, "%s_keep", l->name[v]);
 }
 
 bool
@@ -252,10 +252,12 @@ cuda_held(Lower *l, int v, int base)
 
 	if (l->cu->heldvw[v] != l->cu->vw || at % slab || at < 0 ||
 	    at / slab >= l->cu->heldn[v]) {
-		/* then its own cuts are cuts here */
-		l->cu->again |= !l->cu->walks[v];
-		l->cu->walks[v] = true;
-		return NULL;
+		/* computed again, so its own cuts are cuts here; this pass, which
+		 * does not have them, is thrown away */
+		if (l->cu->walks[v])
+			return NULL;
+		l->cu->again = l->cu->walks[v] = true;
+		return element_of(l, -1, base, held_name(l, v, 0));
 	}
 	e = element_of(l, -1, base, held_name(l, v, at / slab));
 	return e;

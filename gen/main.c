@@ -337,6 +337,17 @@ check_kernels(Arena *a, const Bundle *b, const char *dir)
 	buf_free(&want);
 }
 
+/* sm_90, sm_90a */
+static void
+check_arch(const char *name)
+{
+	size_t n = strncmp(name, "sm_", 3) == 0 ? strspn(name + 3, "0123456789") : 0;
+
+	if (n < 2 || n > 3 || (name[3 + n] && strcmp(name + 3 + n, "a") != 0 &&
+	    strcmp(name + 3 + n, "f") != 0))
+		die("--arch: \"%s\" is no name such as sm_90a", name);
+}
+
 /* What NVRTC makes of every kernel; no GPU is needed. */
 static int
 verb_compile(Arena *a, const Options *o)
@@ -347,11 +358,16 @@ verb_compile(Arena *a, const Options *o)
 	const Bundle *b = generate(a, m, 0, TO_CUDA, "");
 	int n;
 
-	for (n = 0; *p && n < 16; n++) {
+	for (n = 0; *p; n++) {
+		if (n == (int)(sizeof arch / sizeof *arch))
+			die("--arch: more than %d", n);
 		arch[n] = arena_strndup(a, p, strcspn(p, ","));
+		check_arch(arch[n]);
 		p += strcspn(p, ",");
 		p += *p == ',';
 	}
+	if (!n)
+		die("--arch needs names such as sm_90a, with commas between");
 	if (o->kernels)
 		check_kernels(a, b, dir);
 	else

@@ -604,6 +604,108 @@ static int slices_half(Hand *h) { return turned_slices(h, false, false); }
 static int slices_adjacent(Hand *h) { return turned_slices(h, true, true); }
 static int both_pairings(Hand *h) { return turned_slices(h, true, false); }
 
+/* a rotation of what was rotated: partners of partners */
+static int
+rotated_twice(Hand *h)
+{
+	Graph *g = h->g;
+	int cs = table(g, 0, 4), sn = table(g, 1, 4);
+	int a = mul(g, rotate(g, h->x, cs, sn, 8, false, 1), h->y);
+
+	return mul(g, rotate(g, a, cs, sn, 8, false, 1), h->z);
+}
+
+static int
+rotated_twice_adjacent(Hand *h)
+{
+	Graph *g = h->g;
+	int cs = table(g, 0, 4), sn = table(g, 1, 4);
+	int a = mul(g, rotate(g, h->x, cs, sn, h->C / 2, true, 1), h->y);
+
+	return mul(g, rotate(g, a, cs, sn, h->C / 2, true, 1), h->z);
+}
+
+/* kernels that have numbers per head and no vector of heads */
+
+static int
+far_heads(Hand *h)
+{
+	Graph *g = h->g;
+	int d = mul(g, num(g, 0.1), dot(g, h->x, h->y, h->C / 8));
+
+	return shift(g, OP_SHIFT, d, 1, EDGE_KEEP, false);
+}
+
+static int
+heads_alone(Hand *h)
+{
+	Graph *g = h->g;
+	int d = mul(g, num(g, 2), point(g, OP_TANH, far_heads(h), -1));
+
+	return mul(g, shift(g, OP_SHIFT, d, 2, EDGE_ZERO, false), h->z);
+}
+
+static int
+sum_of_heads_alone(Hand *h)
+{
+	Graph *g = h->g;
+	int d = sumg(g, point(g, OP_TANH, far_heads(h), -1));
+
+	return mul(g, shift(g, OP_SHIFT, d, 2, EDGE_ZERO, false), h->z);
+}
+
+static int
+sum_of_heads(Hand *h)
+{
+	return mul(h->g, sumg(h->g, point(h->g, OP_TANH, far_heads(h), -1)), h->z);
+}
+
+/* a number per head of one place, used at another: through shared memory, in a
+ * kernel whose blocks turn over rows */
+static int
+moved_heads(Hand *h)
+{
+	Graph *g = h->g;
+	int W = h->C - 8, a = norm(g, slice(g, h->x, 0, W), W / 8);
+
+	return pad(g, mul(g, post_coef(h, 0), mul(g, a, slice(g, h->y, 0, W))), 8, h->C);
+}
+
+static int
+one_channel(Hand *h)
+{
+	Graph *g = h->g;
+	int a = slice(g, h->x, 3, 1), b = slice(g, h->y, 5, 1);
+
+	return add(g, pad(g, mul(g, a, b), h->C - 1, h->C), pad(g, norm(g, a, 1), 0, h->C));
+}
+
+static int
+heads_of_one_channel(Hand *h)
+{
+	Graph *g = h->g;
+
+	return mul(g, point(g, OP_TANH, dot(g, h->x, h->y, h->C), -1), h->z);
+}
+
+static int
+heads_of_two_channels(Hand *h)
+{
+	Graph *g = h->g;
+
+	return mul(g, point(g, OP_TANH, dot(g, h->x, h->y, h->C / 2), -1), norm(g, h->z, h->C / 2));
+}
+
+/* a held value that other threads need, cut inside */
+static int
+moved_norms(Hand *h)
+{
+	Graph *g = h->g;
+	int W = h->C - 6, n = norm(g, add(g, h->x, pad(g, slice(g, h->y, 1, W), 3, h->C)), 1);
+
+	return add(g, mul(g, n, h->z), pad(g, slice(g, mul(g, n, n), 5, W), 2, h->C));
+}
+
 /* what the mapping cannot express it must refuse */
 
 static int
@@ -777,6 +879,16 @@ static const struct { const char *name; int (*build)(Hand *h); } built[] = {
 	{ "sums of broadcasts", sums },
 	{ "arithmetic of parameters", parameters },
 	{ "one vec at many places", many_places },
+	{ "a rotation of a rotation", rotated_twice },
+	{ "a rotation of a rotation, adjacent channels", rotated_twice_adjacent },
+	{ "numbers per head alone", heads_alone },
+	{ "a sum over heads alone", sum_of_heads_alone },
+	{ "a sum over heads of shifted numbers", sum_of_heads },
+	{ "numbers of heads that moved", moved_heads },
+	{ "one channel of many", one_channel },
+	{ "heads of one channel", heads_of_one_channel },
+	{ "heads of two channels", heads_of_two_channels },
+	{ "a norm at two places", moved_norms },
 	{ "both pairings in one kernel", both_pairings },
 	{ "heads of two sizes", two_head_sizes },
 	{ "a pad that cuts a head", cut_in_a_head },
@@ -836,7 +948,8 @@ graphs_by_hand(void)
 		check_case(name, by_hand, &p);
 		p.width = width[1 + i % 3];
 		if (p.width == 8 && (strstr(built[i].name, "slice") || strstr(built[i].name, "half a") ||
-		    strstr(built[i].name, "places")))
+		    strstr(built[i].name, "places") || strstr(built[i].name, "moved") ||
+		    strstr(built[i].name, "rotation of a")))
 			p.width = 40;   /* they want more than 8 channels */
 		if (TARGET == TO_CUDA && p.width == 1000 && strstr(built[i].name, "of a row"))
 			p.width = 248;  /* a head of 1000 channels is refused */

@@ -335,22 +335,33 @@ vector_sums(Fuse *f, const RowKernel *k)
 	}
 }
 
+/* cuda: gradients of one kernel; compilers take long over a kernel of thousands,
+ * and their sums must fit shared memory */
+enum { TailGrads = 256 };
+
 static void
 tail_step(Fuse *f)
 {
 	Plan *p = f->p;
+	long n, at, each;
 	Step *s;
 
 	p->part = buffer_new(p, "partial sums", -1, F32, p->npart ? p->npart : 1,
 	                     p->parts);
 	if (!p->npart)
 		return;
-	s = step_new(p, STEP_TAIL, "coef_grads", "coefficient gradients");
-	s->bwd = true;
-	s->items = 1;
-	s->sub = p->model->S;
-	s->glue = GLUE_LANE;
-	s->nbytes = 4. * p->parts * p->npart;
+	n = tail_first(f->g, p->model->nparam);
+	each = p->target == TO_CUDA ? TailGrads : n;
+	for (at = 0; at < n; at += each) {
+		s = step_new(p, STEP_TAIL, "coef_grads", "coefficient gradients");
+		s->bwd = true;
+		s->items = 1;
+		s->sub = p->model->S;
+		s->glue = GLUE_LANE;
+		s->m = at;
+		s->n = n - at < each ? n : at + each;
+		s->nbytes = 4. * p->parts * p->npart * (double)(s->n - at) / (double)n;
+	}
 }
 
 /* lifetimes */

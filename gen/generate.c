@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static size_t
@@ -169,31 +170,6 @@ has_manifest(const char *dir)
 	return strcmp(line, first) == 0;
 }
 
-/* Kernels of an earlier emission that this one does not have: a directory of
- * kernels is exactly what the manifest lists.  Nothing is removed from a
- * directory that no emission made. */
-static void
-remove_stale(const Bundle *b, const char *dir, const char *kernels)
-{
-	DIR *d = has_manifest(dir) ? opendir(kernels) : NULL;
-	struct dirent *e;
-	Buf path = {0};
-	size_t n;
-
-	while (d && (e = readdir(d))) {
-		n = strlen(e->d_name);
-		if (n < 4 || (strcmp(e->d_name + n - 2, ".c") != 0 &&
-		    strcmp(e->d_name + n - 3, ".cu") != 0) || is_ours(b, e->d_name))
-			continue;
-		path.len = 0;
-		buf_printf(&path, "%s/%s", kernels, e->d_name);
-		unlink(path.s);
-	}
-	if (d)
-		closedir(d);
-	buf_free(&path);
-}
-
 /* The hash that the manifest in dir gives for a kernel, or "". */
 static void
 old_hash(Arena *a, const char *dir, const char *name, char hash[65])
@@ -209,26 +185,71 @@ old_hash(Arena *a, const char *dir, const char *name, char hash[65])
 		snprintf(hash, 65, "%.64s", p + 1);
 }
 
+/* False where there is no such file; what is no plain file is nobody's kernel. */
+static bool
+file_hash(Arena *a, const char *path, char hash[65])
+{
+	struct stat st;
+	char *text;
+	size_t n;
+
+	if (lstat(path, &st) != 0)
+		return false;
+	if (!S_ISREG(st.st_mode))
+		die("%s is no plain file: move it away", path);
+	text = file_read(a, path, &n);
+	if (!text)
+		die("cannot read %s: %s", path, strerror(errno));
+	sha256_hex(text, n, hash);
+	return true;
+}
+
+/* Kernels of an earlier emission that this one does not have are removed, as
+ * they were emitted: what a person edited under --keep stays, and so does what
+ * no emission made. */
+static void
+remove_stale(const Bundle *b, const char *dir, const char *kernels)
+{
+	DIR *d = has_manifest(dir) ? opendir(kernels) : NULL;
+	char was[65], is[65];
+	struct dirent *e;
+	Arena *a;
+	const char *path;
+	size_t n;
+
+	while (d && (e = readdir(d))) {
+		n = strcspn(e->d_name, ".");
+		if ((strcmp(e->d_name + n, ".c") != 0 && strcmp(e->d_name + n, ".cu") != 0) ||
+		    is_ours(b, e->d_name))
+			continue;
+		a = arena_new("stale kernel");
+		path = arena_printf(a, "%s/%s", kernels, e->d_name);
+		old_hash(a, dir, arena_strndup(a, e->d_name, n), was);
+		if (was[0] && (!b->keep || (file_hash(a, path, is) && strcmp(is, was) == 0)))
+			unlink(path);
+		arena_free(a);
+	}
+	if (d)
+		closedir(d);
+}
+
 /* Was the kernel in dir edited by a person since it was emitted, from the same
- * text as now?  Edits of a text that is emitted otherwise now end the process:
- * neither may be lost silently. */
+ * text as now?  Where that cannot be told the process ends: no edit may be
+ * lost silently. */
 static bool
 is_edited(const Bundle *b, const Text *t, const char *dir)
 {
 	Arena *a = arena_new("edited");
 	char was[65], is[65], now[65];
 	const char *path = arena_printf(a, "%s/kernels/%s%s", dir, t->name, text_suffix(b));
-	size_t n;
-	char *have = file_read(a, path, &n);
 	bool edited = false;
 
-	old_hash(a, dir, t->name, was);
-	if (have && was[0]) {
-		sha256_hex(have, n, is);
-		sha256_hex(t->file, strlen(t->file), now);
+	sha256_hex(t->file, strlen(t->file), now);
+	if (file_hash(a, path, is) && strcmp(is, now) != 0) {
+		old_hash(a, dir, t->name, was);
 		edited = strcmp(is, was) != 0;
 		if (edited && strcmp(now, was) != 0)
-			die("%s was edited, and what is emitted in its place has changed: move it "
+			die("%s is not what was emitted before nor what is emitted now: move it "
 			    "away, or emit without --keep", path);
 	}
 	arena_free(a);
@@ -236,10 +257,11 @@ is_edited(const Bundle *b, const Text *t, const char *dir)
 }
 
 int
-bundle_edited(const Bundle *b, const char *dir)
+bundle_edited(Bundle *b, const char *dir)
 {
 	int i, n = 0;
 
+	b->keep = true;
 	for (i = 0; i < b->ntext; i++)
 		if (is_edited(b, &b->text[i], dir)) {
 			b->text[i].keep = true;

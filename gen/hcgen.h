@@ -262,7 +262,7 @@ typedef struct {
 	int nopd, capopd;       /* arguments; GEMM: A B C */
 	Opd *opd;
 	bool ta, tb, acc;       /* GEMM */
-	long m, n, k;
+	long m, n, k;           /* TAIL: gradients m … n-1, as tail_first counts them */
 	int val;                /* heavy op it carries out, or -1 */
 } Step;
 
@@ -302,6 +302,11 @@ void plan_print(const Plan *p, FILE *f);
 Opd opd_buf(int buf, Dt dt, long ld);
 Opd opd_arena(int arena, size_t off, Dt dt, long ld);
 
+/* Of the parameters whose gradients are made of scalars, the number of the first
+ * element of p: all elements of those before it.  p == nparam: of all. */
+long tail_first(const Graph *g, int p);
+bool has_scalars(const Graph *g, int p);
+
 /* mem.c: offsets in acts by lifetime, 256-byte aligned; sets acts_nbytes */
 void mem_place(Plan *p);
 void mem_verify(const Plan *p);
@@ -336,6 +341,7 @@ typedef struct {
 	bool has_input[NInputs];
 	size_t cos_off, sin_off;
 	bool dump_kern;
+	bool keep;              /* edited kernels stay where they are */
 } Bundle;
 
 /* The pipeline: spec to everything that is emitted.  T: rows of a micro-batch
@@ -346,7 +352,7 @@ void manifest(const Bundle *b, Buf *out);       /* manifest.c */
 void report(const Bundle *b, Buf *out);         /* report.c: plan.txt */
 /* Kernels in dir that a person edited since they were emitted: bundle_write
  * leaves them.  How many. */
-int bundle_edited(const Bundle *b, const char *dir);
+int bundle_edited(Bundle *b, const char *dir);
 /* Write DIR/{spec.yaml,plan.txt,manifest,kernels/}.  die()s. */
 void bundle_write(const Bundle *b, const char *dir);
 const char *text_suffix(const Bundle *b);

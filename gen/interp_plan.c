@@ -208,18 +208,22 @@ tail(Exec *x)
 	const struct Contrib *c;
 	double d;
 	Opd o;
+	long first;
 	int p, k;
 
-	for (p = 0; p < g->model->nparam; p++)
+	for (p = 0; p < g->model->nparam; p++) {
+		first = tail_first(g, p);
 		for (k = g->grad_first[p]; k >= 0; k = c->next) {
 			c = &g->contrib[k];
-			if (g->v[c->val].kind != K_SCALAR)
+			if (g->v[c->val].kind != K_SCALAR || first + c->idx < x->s->m ||
+			    first + c->idx >= x->s->n)
 				continue;
 			d = tail_value(x, c->val);
 			o = opd_arena(A_GRADS, g->model->param[p].off, F32, 1);
 			o = moved(o, c->idx);
 			put(x, &o, 1, &d, true);
 		}
+	}
 }
 
 /* templates */

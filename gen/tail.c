@@ -6,7 +6,29 @@
 
 /* the kernel of coefficient gradients: numbers from sums */
 
-typedef struct { const Plan *p; Step *s; const char **name; int nname, capname; } Tail;
+typedef struct {
+	const Plan *p;
+	Step *s;
+	const char **name;
+	int nname, capname;
+	/* cuda, where the gradients are those of several kernels: the sums that
+	 * this one needs, in order of use; else NULL and all of them */
+	int *local, *used;
+	int nused;
+} Tail;
+
+/* the place of a sum in this kernel's totals */
+static int
+tail_total(Tail *t, int part)
+{
+	if (!t->local)
+		return part;
+	if (t->local[part] < 0) {
+		t->used[t->nused] = part;
+		t->local[part] = t->nused++;
+	}
+	return t->local[part];
+}
 
 /* the argument that is a parameter (or its gradient), by name: post, dpost */
 static const char *
@@ -50,7 +72,7 @@ tail_exp(Tail *t, int v, int level, Buf *b)
 		return;
 	}
 	if (x->op == OP_SUMR && t->p->target == TO_CUDA) {
-		buf_printf(b, "total[%d]", t->p->partof[v]);
+		buf_printf(b, "total[%d]", tail_total(t, t->p->partof[v]));
 		return;
 	}
 	if (x->op == OP_SUMR) {
@@ -85,7 +107,7 @@ tail_element(Tail *t, int p, int idx, int thread, Buf *lines)
 	int k;
 
 	if (thread >= 0)
-		buf_printf(lines, "    if (threadIdx.x == %d) {\n", thread % 1024);
+		buf_printf(lines, "    if (threadIdx.x == %d) {\n", thread);
 	for (k = g->grad_first[p]; k >= 0; k = c->next) {
 		c = &g->contrib[k];
 		if (g->v[c->val].kind != K_SCALAR || (thread >= 0 && c->idx != idx))
@@ -99,21 +121,27 @@ tail_element(Tail *t, int p, int idx, int thread, Buf *lines)
 		buf_puts(lines, "    }\n");
 }
 
+static bool
+is_contributed(const Graph *g, int p, int idx)
+{
+	int k;
+
+	for (k = g->grad_first[p]; k >= 0; k = g->contrib[k].next)
+		if (g->v[g->contrib[k].val].kind == K_SCALAR && g->contrib[k].idx == idx)
+			return true;
+	return false;
+}
+
 static void
-tail_param(Tail *t, int p, int *thread, Buf *lines)
+tail_param(Tail *t, int p, Buf *lines)
 {
 	const Graph *g = t->p->g;
-	const struct Contrib *c;
+	long first = tail_first(g, p);
 	bool said = false;
-	int i, k;
+	int i;
 
 	for (i = 0; i < g->model->param[p].n; i++) {
-		for (k = g->grad_first[p]; k >= 0; k = c->next) {
-			c = &g->contrib[k];
-			if (g->v[c->val].kind == K_SCALAR && c->idx == i)
-				break;
-		}
-		if (k < 0)
+		if (first + i < t->s->m || first + i >= t->s->n || !is_contributed(g, p, i))
 			continue;
 		if (!said)
 			buf_printf(lines, "\n    // %s\n", g->model->param[p].name);
@@ -122,12 +150,12 @@ tail_param(Tail *t, int p, int *thread, Buf *lines)
 			tail_element(t, p, -1, -1, lines);
 			return;
 		}
-		tail_element(t, p, i, (*thread)++, lines);
+		tail_element(t, p, i, (int)(first + i - t->s->m), lines);
 	}
 }
 
 /* a parameter whose gradient is made of scalars */
-static bool
+bool
 has_scalars(const Graph *g, int p)
 {
 	int k;
@@ -138,15 +166,27 @@ has_scalars(const Graph *g, int p)
 	return false;
 }
 
+long
+tail_first(const Graph *g, int p)
+{
+	long n = 0;
+	int i;
+
+	for (i = 0; i < p; i++)
+		if (has_scalars(g, i))
+			n += g->model->param[i].n;
+	return n;
+}
+
 static void
 tail_body(Tail *t, Buf *lines)
 {
 	const Graph *g = t->p->g;
-	int p, thread = 0;
+	int p;
 
 	for (p = 0; p < g->model->nparam; p++)
 		if (has_scalars(g, p))
-			tail_param(t, p, &thread, lines);
+			tail_param(t, p, lines);
 }
 
 static void
@@ -179,13 +219,26 @@ tail_cpu(const Tail *t, const Buf *lines, Buf *b)
 	buf_puts(b, "}\n");
 }
 
+/* which of the sums are this kernel's */
+static void
+used_text(const Tail *t, Buf *b)
+{
+	int i;
+
+	buf_printf(b, "\n// the sums that total[] holds\nstatic __device__ const int used[%d] = {",
+	           t->nused);
+	for (i = 0; i < t->nused; i++)
+		buf_printf(b, "%s%d,", i % 16 ? " " : "\n    ", t->used[i]);
+	buf_puts(b, "\n};\n");
+}
+
 /* One block: first its warps form the totals, each in the order lane, lane +
  * 32, … and then by halves; then thread i adds to the i'th gradient. */
 static void
 tail_cuda(const Tail *t, const Buf *lines, Buf *b)
 {
+	int n = t->local ? t->nused : t->p->npart, i;
 	Step *s = t->s;
-	int i;
 
 	s->threads = 1024;
 	buf_printf(b, "// computes  gradients of the coefficients from the sums over rows that the row\n"
@@ -193,6 +246,8 @@ tail_cuda(const Tail *t, const Buf *lines, Buf *b)
 	           "// types     f32\n"
 	           "// sums      partials lane, lane + 32, … in order, then the warp by halves\n"
 	           "// maps      one block; warp = a sum, then thread = a gradient\n");
+	if (t->local)
+		used_text(t, b);
 	buf_printf(b, "\nextern \"C\" __global__ __launch_bounds__(%d)\nvoid @KERNEL@(\n"
 	           "    const float *__restrict__ sums,                  // [%d,P]\n", s->threads,
 	           t->p->npart);
@@ -204,10 +259,11 @@ tail_cuda(const Tail *t, const Buf *lines, Buf *b)
 	           "    for (int n = threadIdx.x / 32; n < %d; n += %d) {\n"
 	           "        float sum = 0.f;\n\n"
 	           "        for (long i = lane; i < P; i += 32)\n"
-	           "            sum += sums[n*P + i];\n"
+	           "            sum += sums[%s*P + i];\n"
 	           "        sum = warp_sum(sum);\n"
 	           "        if (lane == 0)\n            total[n] = sum;\n    }\n"
-	           "    __syncthreads();\n", t->p->npart, t->p->npart, s->threads / 32);
+	           "    __syncthreads();\n", n > 0 ? n : 1, n, s->threads / 32,
+	           t->local ? "used[n]" : "n");
 	buf_puts(b, lines->s ? lines->s : "");
 	buf_puts(b, "}\n");
 	push_count(t->p, s);
@@ -218,7 +274,14 @@ emit_tail(const Plan *p, Step *s, Buf *b)
 {
 	Tail t = { .p = p, .s = s };
 	Buf lines = {0};
+	int i;
 
+	if (p->target == TO_CUDA && (s->m > 0 || s->n < tail_first(p->g, p->model->nparam))) {
+		t.local = NEWN(p->mem, int, p->npart);
+		t.used = NEWN(p->mem, int, p->npart);
+		for (i = 0; i < p->npart; i++)
+			t.local[i] = -1;
+	}
 	s->nopd = 0;
 	*PUSH(p->mem, s->opd, s->nopd, s->capopd) = opd_buf(p->part, F32, p->parts);
 	tail_body(&t, &lines);

@@ -78,6 +78,26 @@ def show_tells_registers_and_launches(tmp):
 
 
 @case
+def architectures_are_names(tmp):
+    for bad in "", ",", "sm_1", "sm_90a,,sm_80", "sm_90a;rm", "90":
+        r = hcgen("compile", SMALL, "--arch", bad, "-o", tmp / "out", want=2)
+        expect("--arch" in r.err, bad, r)
+
+
+@case
+def many_coefficients_are_several_kernels(tmp):
+    """Thousands of gradients of coefficients in one kernel take a compiler minutes."""
+    words = sets(hc__lanes=8, model__layers=6, hc__res="{learned: true, init: 0.125}", hc__pre="{learned: true}")
+    hcgen("emit", SMALL, *words, "--device", "cuda", "-o", tmp / "out")
+    tails = sorted((tmp / "out/kernels").glob("coef_grads*"))
+    expect(len(tails) > 2, tails)
+    for t in tails:
+        expect(t.read_text().count("threadIdx.x ==") <= 256, t)
+    r = hcgen("verify", SMALL, *words, "--device", "simt", "--rows", 64, timeout=500)
+    expect(r.out.rstrip().endswith(": verified"), r)
+
+
+@case
 def show_names_what_it_cannot_find(tmp):
     r = hcgen("show", ROOT / "specs/two-lane.yaml", "nonsense", want=2)
     expect("no kernel is named" in r.err and "lanes_mlp_to_attn_fwd" in r.err, r)

@@ -95,8 +95,15 @@ def edited_kernel_is_run_and_said(tmp):
     expect(metrics(out)[0]["edited_kernels"] == 1, metrics(out)[0])
     again = hcgen("emit", *words, "-o", out, "--keep")
     expect("1 edited kernels kept" in again.out and clip.read_text() == half, again)
+    (out / "manifest").rename(tmp / "away")
+    lost = hcgen("emit", *words, "-o", out, "--keep", want=2)
+    expect("clip.cu" in lost.err and clip.read_text() == half, lost)
+    (tmp / "away").rename(out / "manifest")
+    hcgen("emit", *words, *sets(train__clip=0, hc__lanes=3), "-o", out, "--keep")
+    expect(clip.read_text() == half, "an edit was lost with another spec")
+    (out / "kernels/mine.cu").write_text("mine")
     hcgen("emit", *words, "-o", out)
-    expect(clip.read_text() == text)
+    expect(clip.read_text() == text and (out / "kernels/mine.cu").exists())
 
 
 @case

@@ -6,8 +6,8 @@
 //           drstd_q = <qkv[0..63], rotate(dq, -position)> per head
 //           dqkv = dv at 96 + (rotate(dk, -position))*rstd_k + -0.0625*drstd_k*rstd_k*rstd_k*rstd_k*qkv[64..95] at 64 + (rotate(dq, -position))*rstd_q + -0.0625*drstd_q*rstd_q*rstd_q*rstd_q*qkv[0..63] at 0
 // types     arithmetic in f32; a stored value is rounded once, by its store
-// sums      over channels: a thread's own in order, then its warp by halves
-// maps      block = row (grid T), thread = 8 channels = one 16-byte vector of bf16 (32 threads)
+// sums      over channels: a thread's own in order; per head then its lanes by halves
+// maps      block = row (grid T), thread = 8 channels = two 16-byte vectors (32 threads)
 // moves     per row  read 1048 B  write 512 B  = 1560 B
 // flops     per row  1408 = 0.9 per byte      floor 0.363 ns per row at 4300 GB/s (h200)
 

@@ -7,8 +7,8 @@
 //           rstd_k = rsqrt(0.0625*(<qkv[64..95], qkv[64..95]> per head) + 1e-06)
 //           k = rotate(rstd_k*qkv[64..95], position)
 // types     arithmetic in f32; a stored value is rounded once, by its store
-// sums      over channels: a thread's own in order, then its warp by halves
-// maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = one 16-byte vector of bf16 (128 threads)
+// sums      over channels: a thread's own in order; per head then its lanes by halves
+// maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = two 16-byte vectors (128 threads)
 // moves     per row  read 512 B  write 408 B  = 920 B
 // flops     per row  468 = 0.5 per byte      floor 0.214 ns per row at 4300 GB/s (h200)
 

@@ -84,231 +84,231 @@ void coef_grads__n3(
     __syncthreads();
 
     // hc.res
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 18) {
         dres[18] += F32(BF16(resid_lambda[6])) * total[48];
     }
-    if (threadIdx.x == 1) {
+    if (threadIdx.x == 19) {
         dres[19] += F32(BF16(resid_lambda[6])) * total[48];
     }
-    if (threadIdx.x == 2) {
+    if (threadIdx.x == 20) {
         dres[20] += F32(BF16(resid_lambda[6])) * total[48];
     }
-    if (threadIdx.x == 3) {
+    if (threadIdx.x == 21) {
         dres[21] += F32(BF16(resid_lambda[7])) * total[43];
     }
-    if (threadIdx.x == 4) {
+    if (threadIdx.x == 22) {
         dres[22] += F32(BF16(resid_lambda[7])) * total[43];
     }
-    if (threadIdx.x == 5) {
+    if (threadIdx.x == 23) {
         dres[23] += F32(BF16(resid_lambda[7])) * total[43];
     }
-    if (threadIdx.x == 6) {
+    if (threadIdx.x == 24) {
         dres[24] += F32(BF16(resid_lambda[8])) * total[38];
     }
-    if (threadIdx.x == 7) {
+    if (threadIdx.x == 25) {
         dres[25] += F32(BF16(resid_lambda[8])) * total[38];
     }
-    if (threadIdx.x == 8) {
+    if (threadIdx.x == 26) {
         dres[26] += F32(BF16(resid_lambda[8])) * total[38];
     }
-    if (threadIdx.x == 9) {
+    if (threadIdx.x == 27) {
         dres[27] += F32(BF16(resid_lambda[9])) * total[33];
     }
-    if (threadIdx.x == 10) {
+    if (threadIdx.x == 28) {
         dres[28] += F32(BF16(resid_lambda[9])) * total[32];
     }
-    if (threadIdx.x == 11) {
+    if (threadIdx.x == 29) {
         dres[29] += F32(BF16(resid_lambda[9])) * total[31];
     }
-    if (threadIdx.x == 12) {
+    if (threadIdx.x == 30) {
         dres[30] += F32(BF16(resid_lambda[10])) * total[28];
     }
-    if (threadIdx.x == 13) {
+    if (threadIdx.x == 31) {
         dres[31] += F32(BF16(resid_lambda[10])) * total[27];
     }
-    if (threadIdx.x == 14) {
+    if (threadIdx.x == 32) {
         dres[32] += F32(BF16(resid_lambda[10])) * total[26];
     }
-    if (threadIdx.x == 15) {
+    if (threadIdx.x == 33) {
         dres[33] += F32(BF16(resid_lambda[11])) * total[23];
     }
-    if (threadIdx.x == 16) {
+    if (threadIdx.x == 34) {
         dres[34] += F32(BF16(resid_lambda[11])) * total[22];
     }
-    if (threadIdx.x == 17) {
+    if (threadIdx.x == 35) {
         dres[35] += F32(BF16(resid_lambda[11])) * total[21];
     }
-    if (threadIdx.x == 18) {
+    if (threadIdx.x == 45) {
         dres[45] += F32(BF16(resid_lambda[15])) * (0.33333333f * total[13]);
     }
-    if (threadIdx.x == 19) {
+    if (threadIdx.x == 46) {
         dres[46] += F32(BF16(resid_lambda[15])) * (0.33333333f * total[12]);
     }
-    if (threadIdx.x == 20) {
+    if (threadIdx.x == 47) {
         dres[47] += F32(BF16(resid_lambda[15])) * (0.33333333f * total[11]);
     }
-    if (threadIdx.x == 21) {
+    if (threadIdx.x == 48) {
         dres[48] += F32(BF16(resid_lambda[16])) * (0.33333333f * total[13]);
     }
-    if (threadIdx.x == 22) {
+    if (threadIdx.x == 49) {
         dres[49] += F32(BF16(resid_lambda[16])) * (0.33333333f * total[12]);
     }
-    if (threadIdx.x == 23) {
+    if (threadIdx.x == 50) {
         dres[50] += F32(BF16(resid_lambda[16])) * (0.33333333f * total[11]);
     }
-    if (threadIdx.x == 24) {
+    if (threadIdx.x == 51) {
         dres[51] += F32(BF16(resid_lambda[17])) * total[9];
     }
-    if (threadIdx.x == 25) {
+    if (threadIdx.x == 52) {
         dres[52] += F32(BF16(resid_lambda[17])) * total[8];
     }
-    if (threadIdx.x == 26) {
+    if (threadIdx.x == 53) {
         dres[53] += F32(BF16(resid_lambda[17])) * total[7];
     }
 
     // hc.pre
-    if (threadIdx.x == 27) {
+    if (threadIdx.x == 78) {
         dpre[6] += total[49];
     }
-    if (threadIdx.x == 28) {
+    if (threadIdx.x == 79) {
         dpre[7] += total[49];
     }
-    if (threadIdx.x == 29) {
+    if (threadIdx.x == 80) {
         dpre[8] += total[49];
     }
-    if (threadIdx.x == 30) {
+    if (threadIdx.x == 87) {
         dpre[15] += total[17];
     }
-    if (threadIdx.x == 31) {
+    if (threadIdx.x == 88) {
         dpre[16] += total[16];
     }
-    if (threadIdx.x == 32) {
+    if (threadIdx.x == 89) {
         dpre[17] += total[15];
     }
 
     // hc.post
-    if (threadIdx.x == 33) {
+    if (threadIdx.x == 102) {
         dpost[6] += total[46];
     }
-    if (threadIdx.x == 34) {
+    if (threadIdx.x == 103) {
         dpost[7] += total[41];
     }
-    if (threadIdx.x == 35) {
+    if (threadIdx.x == 104) {
         dpost[8] += total[36];
     }
 
     // hc.resid_lambda
-    if (threadIdx.x == 36) {
+    if (threadIdx.x == 120) {
         dresid_lambda[0] += total[56];
     }
-    if (threadIdx.x == 37) {
+    if (threadIdx.x == 123) {
         dresid_lambda[3] += total[54];
     }
-    if (threadIdx.x == 38) {
+    if (threadIdx.x == 126) {
         dresid_lambda[6] += total[47];
     }
-    if (threadIdx.x == 39) {
+    if (threadIdx.x == 127) {
         dresid_lambda[7] += total[42];
     }
-    if (threadIdx.x == 40) {
+    if (threadIdx.x == 128) {
         dresid_lambda[8] += total[37];
     }
-    if (threadIdx.x == 41) {
+    if (threadIdx.x == 129) {
         dresid_lambda[9] += total[30];
     }
-    if (threadIdx.x == 42) {
+    if (threadIdx.x == 130) {
         dresid_lambda[10] += total[25];
     }
-    if (threadIdx.x == 43) {
+    if (threadIdx.x == 131) {
         dresid_lambda[11] += total[20];
     }
-    if (threadIdx.x == 44) {
+    if (threadIdx.x == 135) {
         dresid_lambda[15] += 0.33333333f * total[14];
     }
-    if (threadIdx.x == 45) {
+    if (threadIdx.x == 136) {
         dresid_lambda[16] += 0.33333333f * total[10];
     }
-    if (threadIdx.x == 46) {
+    if (threadIdx.x == 137) {
         dresid_lambda[17] += total[6];
     }
-    if (threadIdx.x == 47) {
+    if (threadIdx.x == 141) {
         dresid_lambda[21] += total[2];
     }
 
     // hc.sources.x0.coef
-    if (threadIdx.x == 48) {
+    if (threadIdx.x == 144) {
         dx0_coef[0] += total[55];
     }
-    if (threadIdx.x == 49) {
+    if (threadIdx.x == 147) {
         dx0_coef[3] += total[53];
     }
-    if (threadIdx.x == 50) {
+    if (threadIdx.x == 150) {
         dx0_coef[6] += total[45];
     }
-    if (threadIdx.x == 51) {
+    if (threadIdx.x == 151) {
         dx0_coef[7] += total[40];
     }
-    if (threadIdx.x == 52) {
+    if (threadIdx.x == 152) {
         dx0_coef[8] += total[35];
     }
-    if (threadIdx.x == 53) {
+    if (threadIdx.x == 153) {
         dx0_coef[9] += total[29];
     }
-    if (threadIdx.x == 54) {
+    if (threadIdx.x == 154) {
         dx0_coef[10] += total[24];
     }
-    if (threadIdx.x == 55) {
+    if (threadIdx.x == 155) {
         dx0_coef[11] += total[19];
     }
-    if (threadIdx.x == 56) {
+    if (threadIdx.x == 159) {
         dx0_coef[15] += 0.33333333f * total[3];
     }
-    if (threadIdx.x == 57) {
+    if (threadIdx.x == 160) {
         dx0_coef[16] += 0.33333333f * total[3];
     }
-    if (threadIdx.x == 58) {
+    if (threadIdx.x == 161) {
         dx0_coef[17] += total[5];
     }
-    if (threadIdx.x == 59) {
+    if (threadIdx.x == 165) {
         dx0_coef[21] += total[1];
     }
 
     // hc.sources.e.coef
-    if (threadIdx.x == 60) {
+    if (threadIdx.x == 168) {
         de_coef[0] += total[57];
     }
-    if (threadIdx.x == 61) {
+    if (threadIdx.x == 174) {
         de_coef[6] += total[44];
     }
-    if (threadIdx.x == 62) {
+    if (threadIdx.x == 175) {
         de_coef[7] += total[39];
     }
-    if (threadIdx.x == 63) {
+    if (threadIdx.x == 176) {
         de_coef[8] += total[34];
     }
 
     // hc.sources.p.coef
-    if (threadIdx.x == 64) {
+    if (threadIdx.x == 193) {
         dp_coef[1] += total[50];
         dp_coef[1] += total[51];
         dp_coef[1] += total[52];
     }
-    if (threadIdx.x == 65) {
+    if (threadIdx.x == 195) {
         dp_coef[3] += total[3];
     }
 
     // hc.skips.early.gate
-    if (threadIdx.x == 66) {
+    if (threadIdx.x == 196) {
         dearly_gate[0] += total[18] * (sigmoidf(early_gate[0]) * (1.f - sigmoidf(early_gate[0])));
     }
 
     // hc.skips.mid.gate
-    if (threadIdx.x == 67) {
+    if (threadIdx.x == 197) {
         dmid_gate[0] += 0.11111111f * total[4] * (sigmoidf(mid_gate[0]) * (1.f - sigmoidf(mid_gate[0])));
     }
 
     // hc.backouts.back.gate
-    if (threadIdx.x == 68) {
+    if (threadIdx.x == 198) {
         dback_gate[0] += -(total[0]);
     }
 }

@@ -18,8 +18,8 @@
 //           dresid_lambda0 = sum over rows(<lane0_2, dlane0_next_2>)
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order, then its warp by halves
-//           over rows: those of a block ascending; one partial per block
-// maps      warp = every 4G'th row (grid G, 4 rows at a time), thread = 8 channels = one 16-byte vector of bf16 (128 threads)
+//           over rows: those of a warp ascending; one partial per warp
+// maps      warp = every 4G'th row (grid G, 4 rows at a time), thread = 8 channels = two 16-byte vectors (128 threads)
 // moves     per row  read 1540 B  write 384 B  = 1924 B
 // flops     per row  2784 = 1.4 per byte      floor 0.447 ns per row at 4300 GB/s (h200)
 
@@ -179,7 +179,7 @@ void lanes_attn_to_mlp_bwd__n3_C48_f32(
     const float res3 = F32(BF16(res_row[3]));
     const float res0 = F32(BF16(res_row[0]));
     const float x0_coef0 = F32(BF16(x0_coef_row[0]));
-    f32x8 part_sum_row = f32x8();
+    f32x8 part_sum_keep = f32x8();
     float dpre2 = 0.f;
     float dp_coef = 0.f;
     float dp_coef_next = 0.f;
@@ -200,19 +200,19 @@ void lanes_attn_to_mlp_bwd__n3_C48_f32(
         const f32x8 lane0_2_v = c < 48 ? ld8(lane0_in_2 + t*48 + c) : f32x8();
 
         const float rstd = rstd_in[t];
-        f32x8 u_row;
-        f32x8 x_7_row;
+        f32x8 u_keep;
+        f32x8 x_7_keep;
         float drstd = 0.f;
         if (c < 48) {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float lane0 = lane0_v.v[i];
                 const float u = pre0 * lane0 + pre1 * lane0 + pre2 * lane0;
-                u_row.v[i] = u;
+                u_keep.v[i] = u;
                 const float dn = dn_v.v[i];
-                part_sum_row.v[i] += dn * (rstd * u);
+                part_sum_keep.v[i] += dn * (rstd * u);
                 const float x_7 = dn * attn_norm_v.v[i];
-                x_7_row.v[i] = x_7;
+                x_7_keep.v[i] = x_7;
                 drstd += u * x_7;
             }
         }
@@ -224,7 +224,7 @@ void lanes_attn_to_mlp_bwd__n3_C48_f32(
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float lane0 = lane0_v.v[i];
-                const float du = x_7_row.v[i] * rstd + (-0.0208333333f) * (drstd * (rstd * (rstd * rstd))) * u_row.v[i];
+                const float du = x_7_keep.v[i] * rstd + (-0.0208333333f) * (drstd * (rstd * (rstd * rstd))) * u_keep.v[i];
                 dpre2 += lane0 * du;
                 const float x0 = x0_v.v[i];
                 const float dlane2 = dlane2_v.v[i];
@@ -263,7 +263,7 @@ void lanes_attn_to_mlp_bwd__n3_C48_f32(
         const bool own = slot == blockIdx.x*4L + warp;
 
         if (c < 48)
-            st8(part + slot*48 + c, own ? part_sum_row : f32x8());
+            st8(part + slot*48 + c, own ? part_sum_keep : f32x8());
         if (lane == 0) {
             sums[slot] = own ? dpre2 : 0.f;
             sums[P + slot] = own ? dp_coef : 0.f;

@@ -6,7 +6,7 @@
 //           n = mlp_norm*rstd*lane0_next
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order, then its warp by halves
-// maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = one 16-byte vector of bf16 (128 threads)
+// maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = two 16-byte vectors (128 threads)
 // moves     per row  read 576 B  write 388 B  = 964 B
 // flops     per row  390 = 0.4 per byte      floor 0.224 ns per row at 4300 GB/s (h200)
 
@@ -153,7 +153,7 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(
     const f32x8 h_v = c < 48 ? ld8(h_in + t*48 + c) : f32x8();
     const f32x8 x0_v = c < 48 ? ld8(x0_in + t*48 + c) : f32x8();
 
-    f32x8 lane0_next_row;
+    f32x8 lane0_next_keep;
     float dot = 0.f;
     if (c < 48) {
 #pragma unroll
@@ -162,10 +162,10 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(
             const float h = h_v.v[i];
             const float x0 = x0_v.v[i];
             const float lane0_next = resid_lambda0 * lane0 + h + x0_coef0 * x0;
-            lane0_next_row.v[i] = lane0_next;
+            lane0_next_keep.v[i] = lane0_next;
             dot += lane0_next * lane0_next;
         }
-        st8(lane0_out + t*48 + c, lane0_next_row);
+        st8(lane0_out + t*48 + c, lane0_next_keep);
     }
     dot = warp_sum(dot);
     const float rstd = rsqrtf(0.0208333333f * dot + 1e-06f);
@@ -176,7 +176,7 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(
         f32x8 n_o;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const float n = mlp_norm_v.v[i] * (rstd * lane0_next_row.v[i]);
+            const float n = mlp_norm_v.v[i] * (rstd * lane0_next_keep.v[i]);
             n_o.v[i] = n;
         }
         st8(n_out + t*48 + c, n_o);

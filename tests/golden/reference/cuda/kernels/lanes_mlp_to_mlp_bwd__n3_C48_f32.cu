@@ -25,8 +25,8 @@
 //           dresid_lambda0 = sum over rows(<res0*lane0_3 + res1*lane1_2 + res2*lane2_2, dlane0>)
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order, then its warp by halves
-//           over rows: those of a block ascending; one partial per block
-// maps      warp = every 4G'th row (grid G, 4 rows at a time), thread = 8 channels = one 16-byte vector of bf16 (128 threads)
+//           over rows: those of a warp ascending; one partial per warp
+// maps      warp = every 4G'th row (grid G, 4 rows at a time), thread = 8 channels = two 16-byte vectors (128 threads)
 // moves     per row  read 2116 B  write 768 B  = 2884 B
 // flops     per row  3264 = 1.1 per byte      floor 0.671 ns per row at 4300 GB/s (h200)
 
@@ -189,7 +189,7 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
     const float res0 = F32(BF16(res_row[0]));
     const float res1 = F32(BF16(res_row[1]));
     const float res2 = F32(BF16(res_row[2]));
-    f32x8 part_sum_row = f32x8();
+    f32x8 part_sum_keep = f32x8();
     float dp_coef = 0.f;
     float sum = 0.f;
     float dx0_coef2 = 0.f;
@@ -219,16 +219,16 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
         const f32x8 dx0_v = c < 48 ? ld8(dx0_in + t*48 + c) : f32x8();
 
         const float rstd = rstd_in[t];
-        f32x8 x_4_row;
+        f32x8 x_4_keep;
         float drstd = 0.f;
         if (c < 48) {
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float dn = dn_v.v[i];
                 const float lane0 = lane0_v.v[i];
-                part_sum_row.v[i] += dn * (rstd * lane0);
+                part_sum_keep.v[i] += dn * (rstd * lane0);
                 const float x_4 = dn * mlp_norm_v.v[i];
-                x_4_row.v[i] = x_4;
+                x_4_keep.v[i] = x_4;
                 drstd += lane0 * x_4;
             }
         }
@@ -244,7 +244,7 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
                 const float x0 = x0_v.v[i];
                 const float dout = dout_v.v[i];
                 const float lane0 = lane0_v.v[i];
-                const float dlane0 = dout * resid_lambda0 + x_4_row.v[i] * rstd + (-0.0208333333f) * (drstd * (rstd * (rstd * rstd))) * lane0;
+                const float dlane0 = dout * resid_lambda0 + x_4_keep.v[i] * rstd + (-0.0208333333f) * (drstd * (rstd * (rstd * rstd))) * lane0;
                 dp_coef += x0 * dlane0;
                 const float dlane1 = 0.33333333f * dlane0;
                 dlane1_o.v[i] = dlane1;
@@ -296,7 +296,7 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
         const bool own = slot == blockIdx.x*4L + warp;
 
         if (c < 48)
-            st8(part + slot*48 + c, own ? part_sum_row : f32x8());
+            st8(part + slot*48 + c, own ? part_sum_keep : f32x8());
         if (lane == 0) {
             sums[slot] = own ? dp_coef : 0.f;
             sums[P + slot] = own ? sum : 0.f;

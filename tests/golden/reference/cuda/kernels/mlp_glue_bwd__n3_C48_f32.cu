@@ -6,7 +6,7 @@
 //           layers.0 mlp_glue_bwd
 // computes  dup = dact*up[0..79]*sigmoid(up[0..79]) at 80 + dact*up[80..159]*sigmoid(up[0..79]) + dact*up[80..159]*up[0..79]*(sigmoid(up[0..79])*(1 - sigmoid(up[0..79]))) at 0
 // types     arithmetic in f32; a stored value is rounded once, by its store
-// maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = one 16-byte vector of bf16 (128 threads)
+// maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = two 16-byte vectors (128 threads)
 // moves     per row  read 960 B  write 640 B  = 1600 B
 // flops     per row  2480 = 1.6 per byte      floor 0.372 ns per row at 4300 GB/s (h200)
 

@@ -6,7 +6,7 @@
 //           layers.3 mlp_glue_fwd
 // computes  act = up[0..79]*sigmoid(up[0..79])*up[80..159]
 // types     arithmetic in f32; a stored value is rounded once, by its store
-// maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = one 16-byte vector of bf16 (128 threads)
+// maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = two 16-byte vectors (128 threads)
 // moves     per row  read 640 B  write 320 B  = 960 B
 // flops     per row  960 = 1.0 per byte      floor 0.223 ns per row at 4300 GB/s (h200)
 

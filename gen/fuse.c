@@ -259,10 +259,50 @@ name_kernel(Fuse *f, Step *s, const RowKernel *k)
 		s->site = arena_printf(f->a, "layers.%d %s", s->sub / 2, s->name);
 }
 
-static double
-row_bytes(Fuse *f, int v)
+/* mark the channels of v that x needs; seen: values of the kernel looked at */
+static void
+mark_reads(const Graph *g, const RowKernel *k, int x, int v, bool *seen, bool *channel)
 {
-	return (double)f->p->T * f->g->v[v].width * dt_size(f->p->dt[v]);
+	const Val *w = &g->v[x];
+	int i, j, from, to;
+
+	if (seen[x])
+		return;
+	seen[x] = true;
+	for (i = 0; i < k->nin; i++)
+		if (k->in[i] == x)
+			return;
+	for (j = 0; j < op_info[w->op].arity; j++) {
+		if (w->arg[j] != v) {
+			mark_reads(g, k, w->arg[j], v, seen, channel);
+			continue;
+		}
+		from = w->op == OP_SLICE ? w->attr[0] : 0;
+		to = w->op == OP_SLICE ? from + w->width : g->v[v].width;
+		memset(channel + from, 1, (size_t)(to - from));
+	}
+}
+
+long
+kernel_reads(const Graph *g, const RowKernel *k, int v)
+{
+	Arena *a = arena_new("reads");
+	bool *seen = NEWN(a, bool, g->n), *channel = NEWN(a, bool, g->v[v].width + 1);
+	long n = 0;
+	int i;
+
+	for (i = 0; i < k->nroot; i++)
+		mark_reads(g, k, k->root[i], v, seen, channel);
+	for (i = 0; i < g->v[v].width; i++)
+		n += channel[i];
+	arena_free(a);
+	return n;
+}
+
+static double
+row_bytes(Fuse *f, int v, long width)
+{
+	return (double)f->p->T * (double)width * dt_size(f->p->dt[v]);
 }
 
 static void
@@ -278,14 +318,14 @@ row_step(Fuse *f, RowKernel *k)
 	name_kernel(f, s, k);
 	for (i = 0; i < k->nin; i++) {
 		opd_val(f, k->in[i]);
-		s->nbytes += row_bytes(f, k->in[i]);
+		s->nbytes += row_bytes(f, k->in[i], kernel_reads(f->g, k, k->in[i]));
 	}
 	for (i = 0; i < k->nroot; i++) {
 		v = &f->g->v[k->root[i]];
 		if (v->op == OP_SUMR)
 			continue;
 		opd_val(f, k->root[i]);
-		s->nbytes += row_bytes(f, k->root[i]);
+		s->nbytes += row_bytes(f, k->root[i], v->width);
 	}
 	s->nbytes += 4. * p->parts * k->nsum;
 }

@@ -302,6 +302,9 @@ void plan_print(const Plan *p, FILE *f);
 Opd opd_buf(int buf, Dt dt, long ld);
 Opd opd_arena(int arena, size_t off, Dt dt, long ld);
 
+/* Channels of its input v that a row kernel reads: all, or what slices take. */
+long kernel_reads(const Graph *g, const RowKernel *k, int v);
+
 /* Of the parameters whose gradients are made of scalars, the number of the first
  * element of p: all elements of those before it.  p == nparam: of all. */
 long tail_first(const Graph *g, int p);

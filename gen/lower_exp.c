@@ -132,7 +132,10 @@ value_par(Lower *l, int v, bool output)
 		l->par[v] = p;
 	else
 		l->srcpar[v] = p;
-	*(output ? &l->k->row_write : &l->k->row_read) += x->width * dt_size(dt);
+	if (output)
+		l->k->row_write += x->width * dt_size(dt);
+	else
+		l->k->row_read += (double)kernel_reads(l->g, l->r, v) * dt_size(dt);
 }
 
 static int

@@ -420,6 +420,7 @@ tail_agrees(Bench *k, char err[200])
 	for (i = 0; i < (size_t)k->p->npart * (size_t)k->p->parts; i++)
 		element_set(k->buf[k->p->part], F32, (long)i, normal());
 	memset(k->grad, 0, model->params_nbytes);
+	memset(k->want_grad, 0, n * sizeof *k->want_grad);
 	interp_step(k->I, k->p, k->s, &m);
 	if (!call(k, err))
 		return false;

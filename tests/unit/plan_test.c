@@ -426,18 +426,21 @@ breaking(void)
 
 /* bytes */
 
-typedef struct { const Plan *p; const RowKernel *k; bool *seen, *used; int bad; } Walk;
+/* used: by value, its channels that are read */
+typedef struct { const Plan *p; const RowKernel *k; bool *seen, **used; int bad; } Walk;
 
-/* what the definition of v reads: marks inputs, or the value that is not one */
+/* what the definition of v reads: marks inputs, or the value that is not one;
+ * of v the channels from lo on that its user takes */
 static void
-walk(Walk *w, int v, bool top)
+walk(Walk *w, int v, bool top, int lo, int n)
 {
 	const Val *x = &w->p->g->v[v];
 	OpClass class = op_info[x->op].class;
-	int j;
+	int j, a;
 
 	if (!top && listed(w->k->in, w->k->nin, v)) {
-		w->used[v] = true;
+		for (j = lo; j < lo + n; j++)
+			w->used[v][j] = true;
 		return;
 	}
 	if (w->seen[v])
@@ -445,8 +448,23 @@ walk(Walk *w, int v, bool top)
 	w->seen[v] = true;
 	if (class == CL_HEAVY || x->op == OP_OUT)
 		w->bad = v;
-	for (j = 0; j < op_info[x->op].arity; j++)
-		walk(w, x->arg[j], false);
+	for (j = 0; j < op_info[x->op].arity; j++) {
+		a = x->arg[j];
+		if (x->op == OP_SLICE)
+			walk(w, a, false, x->attr[0], x->width);
+		else
+			walk(w, a, false, 0, w->p->g->v[a].width);
+	}
+}
+
+static int
+count_of(const bool *b, int n)
+{
+	int i, k = 0;
+
+	for (i = 0; i < n; i++)
+		k += b[i];
+	return k;
 }
 
 /* bytes of a row kernel, from its definition; -1: it reads what it does not
@@ -454,14 +472,16 @@ walk(Walk *w, int v, bool top)
 static double
 bytes_of(const Plan *p, const RowKernel *k, char err[200])
 {
-	Walk w = { p, k, NEWN(mem, bool, p->g->n), NEWN(mem, bool, p->g->n), -1 };
+	Walk w = { p, k, NEWN(mem, bool, p->g->n), NEWN(mem, bool *, p->g->n), -1 };
 	static const int size[] = { 4, 2, 8, 4 };       /* F32 BF16 F64 I32 */
 	const Val *v;
 	double n = 0;
-	int i;
+	int i, c;
 
+	for (i = 0; i < k->nin; i++)
+		w.used[k->in[i]] = NEWN(mem, bool, p->g->v[k->in[i]].width + 1);
 	for (i = 0; i < k->nroot; i++) {
-		walk(&w, k->root[i], true);
+		walk(&w, k->root[i], true, 0, 0);
 		v = &p->g->v[k->root[i]];
 		if (v->op != OP_SUMR)
 			n += (double)p->T * v->width * size[p->dt[k->root[i]]];
@@ -469,8 +489,9 @@ bytes_of(const Plan *p, const RowKernel *k, char err[200])
 			n += 64. * 4 * v->width;
 	}
 	for (i = 0; i < k->nin; i++) {
-		n += (double)p->T * p->g->v[k->in[i]].width * size[p->dt[k->in[i]]];
-		if (w.used[k->in[i]])
+		c = count_of(w.used[k->in[i]], p->g->v[k->in[i]].width);
+		n += (double)p->T * c * size[p->dt[k->in[i]]];
+		if (c)
 			continue;
 		snprintf(err, 200, "input %%%d is not read", k->in[i]);
 		return -1;

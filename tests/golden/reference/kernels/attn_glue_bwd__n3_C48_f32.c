@@ -8,8 +8,8 @@
 // types     arithmetic in f32; a stored value is rounded once, by its store; sums over channels in the
 //           order of the compiler's vectors, over rows ascending in a block, then over blocks
 // maps      item = one of 64 blocks of rows; one thread per row, loops over channels vectorise
-// moves     per row  read 1048 B  write 512 B  = 1560 B
-// flops     per row  1408 = 0.9 per byte      floor 0.363 ns per row at 4300 GB/s (h200)
+// moves     per row  read 920 B  write 512 B  = 1432 B
+// flops     per row  1408 = 1.0 per byte      floor 0.333 ns per row at 4300 GB/s (h200)
 
 // from templates/cpu/prelude.c
 typedef union { void *p; long i; double f; } HcArg;

@@ -9,8 +9,8 @@
 // types     arithmetic in f32; a stored value is rounded once, by its store; sums over channels in the
 //           order of the compiler's vectors, over rows ascending in a block, then over blocks
 // maps      item = one of 64 blocks of rows; one thread per row, loops over channels vectorise
-// moves     per row  read 512 B  write 408 B  = 920 B
-// flops     per row  468 = 0.5 per byte      floor 0.214 ns per row at 4300 GB/s (h200)
+// moves     per row  read 384 B  write 408 B  = 792 B
+// flops     per row  468 = 0.6 per byte      floor 0.184 ns per row at 4300 GB/s (h200)
 
 // from templates/cpu/prelude.c
 typedef union { void *p; long i; double f; } HcArg;

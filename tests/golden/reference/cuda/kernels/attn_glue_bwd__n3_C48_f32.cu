@@ -8,8 +8,8 @@
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order; per head then its lanes by halves
 // maps      block = row (grid T), thread = 8 channels = two 16-byte vectors (32 threads)
-// moves     per row  read 1048 B  write 512 B  = 1560 B
-// flops     per row  1408 = 0.9 per byte      floor 0.363 ns per row at 4300 GB/s (h200)
+// moves     per row  read 920 B  write 512 B  = 1432 B
+// flops     per row  1408 = 1.0 per byte      floor 0.333 ns per row at 4300 GB/s (h200)
 
 // from templates/cuda/prelude_0types.cuh
 typedef unsigned short bf16;

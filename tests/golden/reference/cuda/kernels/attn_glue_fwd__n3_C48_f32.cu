@@ -9,8 +9,8 @@
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order; per head then its lanes by halves
 // maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = two 16-byte vectors (128 threads)
-// moves     per row  read 512 B  write 408 B  = 920 B
-// flops     per row  468 = 0.5 per byte      floor 0.214 ns per row at 4300 GB/s (h200)
+// moves     per row  read 384 B  write 408 B  = 792 B
+// flops     per row  468 = 0.6 per byte      floor 0.184 ns per row at 4300 GB/s (h200)
 
 // from templates/cuda/prelude_0types.cuh
 typedef unsigned short bf16;

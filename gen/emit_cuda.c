@@ -543,6 +543,7 @@ stmt_text(Print *p, int at)
 		if_text(p, s);
 		break;
 	case S_ELEMS:
+		indent(p->depth, b);
 		buf_puts(b, "#pragma unroll\n");
 		indent(p->depth++, b);
 		buf_printf(b, "for (int i = 0; i < %d; i++) {\n", s->n);

@@ -227,6 +227,9 @@ remove_stale(const Bundle *b, const char *dir, const char *kernels)
 		old_hash(a, dir, arena_strndup(a, e->d_name, n), was);
 		if (was[0] && (!b->keep || (file_hash(a, path, is) && strcmp(is, was) == 0)))
 			unlink(path);
+		else if (was[0])
+			fprintf(stderr, "%s was edited and is no part of this emission: it is left "
+			        "and not used\n", path);
 		arena_free(a);
 	}
 	if (d)

@@ -317,20 +317,23 @@ estimate(const Kern *k)
 	return n + out;
 }
 
-/* How many blocks share a multiprocessor of 65,536 registers and 2,048 threads;
- * a quarter more registers than estimated are left to the compiler, a half where
- * there are many cuts.  Left alone,
- * it aims at more blocks than a kernel with many vectors can have, and spills;
- * told a number, it uses what that leaves.  A kernel that sums over rows takes
- * at most 8, and its grid is no more than all of them at once hold. */
+/* How many blocks share a multiprocessor of 65,536 registers and 2,048 threads.
+ * Left alone, the compiler aims at more of them than a kernel with many vectors
+ * can have, and spills; told a number, it uses what that leaves.  Not all that is
+ * counted lives at once: kernels that sum over rows, whose grid is no more than
+ * all multiprocessors hold at once, get by with six sevenths of the estimate.
+ * With numbers per head, where there are many cuts, half as much again is left
+ * to the compiler, else a quarter.  (Fractions found by tests/e2e/compile.py's
+ * specs and models of up to four learned lanes: none spills.) */
 static void
 occupancy(Lower *l)
 {
 	Map *m = &l->k->map;
-	int threads = m->threads * m->rows, most = 2048 / threads, fit;
+	int threads = m->threads * m->rows, most = 2048 / threads, fit, spare;
 
 	m->registers = estimate(l->k);
-	fit = 65536 / (threads * ((m->registers + m->registers / (m->D ? 2 : 4) + 7) / 8 * 8));
+	spare = m->D ? m->registers / 2 : m->loop ? -m->registers / 7 : m->registers / 4;
+	fit = 65536 / (threads * ((m->registers + spare + 7) / 8 * 8));
 	if (m->loop && most > CudaParts / 132 / m->rows)
 		most = CudaParts / 132 / m->rows;
 	fit = fit < 1 ? 1 : fit < most ? fit : most;

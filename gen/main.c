@@ -150,8 +150,30 @@ add_set(Options *o, const char *value)
 	o->set[o->nset++] = value;
 }
 
+static bool is_option(const char *opt);
+
+/* An option that a verb would not obey is refused.  takes: all that it does, each
+ * between blanks. */
 static void
-parse(Options *o, const char *verb, int argc, char **argv)
+check_option(const char *verb, const char *takes, const char *opt)
+{
+	size_t n = strlen(opt);
+	const char *p;
+
+	if (strcmp(opt, "--help") == 0) {
+		fputs(usage, stdout);
+		exit(EX_OK);
+	}
+	for (p = takes; (p = strstr(p, opt)); p += n)
+		if (p[-1] == ' ' && p[n] == ' ')
+			return;
+	if (is_option(opt))
+		die("%s: %s is not for this verb; `hcgen --help` says what is", verb, opt);
+	die("%s: unknown option, or its value is missing", opt);
+}
+
+static void
+parse(Options *o, const char *verb, const char *takes, int argc, char **argv)
 {
 	static char seed[48];
 	const char *opt, *value;
@@ -160,6 +182,8 @@ parse(Options *o, const char *verb, int argc, char **argv)
 	for (i = 0; i < argc; i++) {
 		opt = argv[i];
 		value = i + 1 < argc ? argv[i + 1] : NULL;
+		if (opt[0] == '-' && opt[1])
+			check_option(verb, takes, opt);
 		if (strcmp(opt, "--params") == 0 && strcmp(verb, "check") == 0)
 			o->list_params = true;
 		else if (flag_option(o, opt))
@@ -195,6 +219,14 @@ target(const Options *o)
 	if (strcmp(d, "cuda") == 0)
 		return TO_CUDA;
 	return device_target(device_pick(d));
+}
+
+/* what plan and check look at: the device asked for, else what the spec's
+ * `target` runs */
+static int
+planned(const Options *o, const Model *m)
+{
+	return o->device ? target(o) : m->spec->target == TGT_CPU ? TO_CPU : TO_CUDA;
 }
 
 /* spec to model; errors are printed and end the process with 1 */
@@ -255,7 +287,7 @@ verb_check(Arena *a, const Options *o)
 		if (o->list_params)
 			show_params(m, stdout);
 		else
-			show_model(generate(a, m, 0, target(o), o->dump ? o->dump : ""), o->json,
+			show_model(generate(a, m, 0, planned(o, m), o->dump ? o->dump : ""), o->json,
 			           stdout);
 	}
 	return EX_OK;
@@ -285,7 +317,7 @@ verb_plan(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, one_arg(o, "plan"));
 	Buf b = {0};
 
-	report(generate(a, m, 0, target(o), o->dump ? o->dump : ""), &b);
+	report(generate(a, m, 0, planned(o, m), o->dump ? o->dump : ""), &b);
 	fputs(b.s, stdout);
 	buf_free(&b);
 	return EX_OK;
@@ -331,9 +363,11 @@ check_kernels(Arena *a, const Bundle *b, const char *dir)
 	if (!have)
 		die("cannot read %s: %s", path, strerror(errno));
 	manifest(b, &want);
+	if (!strstr(have, b->target == TO_CUDA ? "\ntarget cuda\n" : "\ntarget cpu\n"))
+		die("%s was emitted for another device: --device says for which it is run", dir);
 	if (n != want.len || memcmp(have, want.s, n) != 0)
-		die("%s was emitted from another spec or with other settings: run hcgen emit "
-		    "again with these", dir);
+		die("%s was emitted from another spec or with other settings: hcgen emit --keep "
+		    "-o %s with these emits it again and leaves edited kernels", dir, dir);
 	buf_free(&want);
 }
 
@@ -387,8 +421,8 @@ verb_verify(Arena *a, const Options *o)
 
 	if ((v.params != NULL) != (v.tokens != NULL))
 		die("verify: --params and --tokens go together");
-	if (o->json)
-		die("verify: --json is not for this verb; --dump writes what it found");
+	if (v.bytes && v.device != DEV_SIMT)
+		die("verify: --bytes counts on device simt only");
 	return verify(a, model_of(a, o, file), &v);
 }
 
@@ -418,8 +452,8 @@ verb_bench(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, one_arg(o, "bench"));
 	const char *dir = out_dir(a, o, m);
 
-	if (o->n == 0 || o->json)
-		die("bench: at least one step, and a table is all it prints");
+	if (o->n == 0)
+		die("bench: at least one step");
 	bundle_write(generate(a, m, 0, target(o), ""), dir);
 	return bench(dir, o->n >= 0 ? o->n : 5, device_pick(o->device), (int)o->threads);
 }
@@ -442,15 +476,39 @@ verb_doctor(Arena *a, const Options *o)
 	return doctor(o->json);
 }
 
+/* takes: the options that the verb obeys */
 static const struct {
 	const char *name;
 	int (*run)(Arena *a, const Options *o);
+	const char *takes;
 } verbs[] = {
-	{ "check", verb_check }, { "emit", verb_emit }, { "plan", verb_plan }, { "show", verb_show },
-	{ "compile", verb_compile },
-	{ "verify", verb_verify }, { "train", verb_train }, { "sample", verb_sample }, { "bench", verb_bench },
-	{ "doctor", verb_doctor },
+	{ "check", verb_check, " --set --device --json --params --schema -d " },
+	{ "emit", verb_emit, " --set --device -o -d --keep --quiet " },
+	{ "plan", verb_plan, " --set --device -d " },
+	{ "show", verb_show, " --set --device " },
+	{ "compile", verb_compile, " --set -o --arch --kernels --json " },
+	{ "verify", verb_verify, " --set --device --threads --seed --rows --seq --bytes --params "
+	  "--tokens --dump --logits --reference " },
+	{ "train", verb_train, " --set --device --threads --seed -o -d --params --run --kernels "
+	  "--quiet --json " },
+	{ "bench", verb_bench, " --set --device --threads -o -n " },
+	{ "sample", verb_sample, " --device --threads --seed --prompt -n --temperature " },
+	{ "doctor", verb_doctor, " --json " },
 };
+
+/* does any verb take it? */
+static bool
+is_option(const char *opt)
+{
+	const char *p;
+	size_t i, n = strlen(opt);
+
+	for (i = 0; i < sizeof verbs / sizeof *verbs; i++)
+		for (p = verbs[i].takes; (p = strstr(p, opt)); p += n)
+			if (p[-1] == ' ' && p[n] == ' ')
+				return true;
+	return false;
+}
 
 static int
 flushed(int rc)
@@ -479,7 +537,7 @@ main(int argc, char **argv)
 	for (i = 0; i < sizeof verbs / sizeof *verbs; i++) {
 		if (strcmp(argv[1], verbs[i].name) != 0)
 			continue;
-		parse(&o, argv[1], argc - 2, argv + 2);
+		parse(&o, argv[1], verbs[i].takes, argc - 2, argv + 2);
 		a = arena_new("main");
 		rc = verbs[i].run(a, &o);
 		arena_free(a);

@@ -429,6 +429,10 @@ void
 lt_gemm(Run *r, RunStep *s)
 {
 	const Plan *p = s->plan;
+	cublasStatus_t e = multiply(r, p, s, &p->algo);
 
-	must(s, multiply(r, p, s, &p->algo), "cublasLtMatmul");
+	/* it may be told of a kernel that failed before it */
+	if (e != CUBLAS_STATUS_SUCCESS)
+		run_sync(r);
+	must(s, e, "cublasLtMatmul");
 }

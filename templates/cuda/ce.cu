@@ -42,7 +42,8 @@ void @KERNEL@(
 	long n,
 	long grad)                                       // 0: loss only, dlogits is not touched
 {
-	enum { V = @V@, VP = @VP@, N = VP % 4 ? 1 : 4, THREADS = @THREADS@, HELD = VP <= 56320, AHEAD = HELD && N == 4 };
+	enum { V = @V@, VP = @VP@, N = VP % 4 ? 1 : 4, THREADS = @THREADS@, HELD = VP <= 56320, AHEAD = HELD && N == 4,
+	       WHOLE = V % N == 0 };               // no vector ends beyond V
 	__shared__ float red_max[32];
 	__shared__ double red_sum[32];
 	f32 *held = HELD ? (f32 *)dynamic_smem() : (f32 *)0;
@@ -72,7 +73,7 @@ void @KERNEL@(
 			if (HELD && !AHEAD)
 				store_vec(held + c, x, N);
 			for (int i = 0; i < N; i++)
-				most = fmaxf(most, c + i < V ? x[i] : most);
+				most = fmaxf(most, WHOLE || c + i < V ? x[i] : most);
 		}
 
 		const float top = cap(block_max(most, red_max), &dz);
@@ -84,7 +85,7 @@ void @KERNEL@(
 
 			load_vec(x, HELD ? held + c : l + c, N);
 			for (int i = 0; i < N; i++)
-				x[i] = weight(x[i], top, c + i < V && c + i != target, &sum);
+				x[i] = weight(x[i], top, (WHOLE || c + i < V) && c + i != target, &sum);
 			if (HELD && grad)
 				store_vec(held + c, x, N);
 		}
@@ -110,7 +111,7 @@ void @KERNEL@(
 				for (int i = 0; i < N; i++) {
 					const float q = HELD ? x[i] : weight(x[i], top, false, &sum);
 
-					x[i] = c + i == target ? at_target : c + i < V ? share * q : 0.f;
+					x[i] = c + i == target ? at_target : (WHOLE ? c < V : c + i < V) ? share * q : 0.f;
 				}
 				store_vec(dlogits + r * VP + c, x, N);
 			}

@@ -1,4 +1,4 @@
-//% exports: bf16 f32 i32 F32 BF16 LD_f32 ST_f32 LD_bf16 ST_bf16
+//% exports: bf16 f32 i32 F32 BF16
 typedef unsigned short bf16;
 typedef float f32;
 typedef int i32;
@@ -16,6 +16,7 @@ __device__ __forceinline__ bf16 BF16(float x)
 	return (bf16)(x == x ? (u + 0x7fffu + (u >> 16 & 1u)) >> 16 : u >> 16 | 0x40u);
 }
 
+//% exports: LD_f32 ST_f32 LD_bf16 ST_bf16; needs: F32 BF16
 // stored value <-> float, by dtype
 #define LD_f32(x)  (x)
 #define ST_f32(x)  (x)

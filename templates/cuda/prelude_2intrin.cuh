@@ -130,7 +130,7 @@ __device__ __forceinline__ float log2_approx(float x)
 struct __align__(16) uint4x { unsigned v[4]; };
 #endif
 
-//% exports: ld_stream16 st_stream16; needs: uint4x
+//% exports: ld_stream16; needs: uint4x
 #ifndef HC_SIMT
 // 16 bytes, aligned, that are read once: not kept in L1. Nobody may write them while the kernel runs (.nc), so
 // it needs no "memory"; volatile, that it stays behind the condition which guards it.
@@ -142,7 +142,10 @@ __device__ __forceinline__ uint4x ld_stream16(const void *p)
 	             : "=r"(x.v[0]), "=r"(x.v[1]), "=r"(x.v[2]), "=r"(x.v[3]) : "l"(__cvta_generic_to_global(p)));
 	return x;
 }
+#endif
 
+//% exports: st_stream16; needs: uint4x
+#ifndef HC_SIMT
 // 16 bytes, aligned, that this kernel does not read again: first to leave the caches
 __device__ __forceinline__ void st_stream16(void *p, uint4x x)
 {

@@ -59,8 +59,8 @@ __device__ __forceinline__ void store_vec(bf16 *p, const float *x, int n)
 	if (n % 4)
 		for (int i = 0; i < n; i++)
 			p[i] = BF16(x[i]);
-	else if (n % 8)
-		*(uint2 *)p = make_uint2(pack_bf16x2(x[0], x[1]), pack_bf16x2(x[2], x[3]));
+	else if (n % 8)         // one word of 64 bits: as two of 32 the compiler splits the store
+		*(unsigned long long *)p = (unsigned long long)pack_bf16x2(x[2], x[3]) << 32 | pack_bf16x2(x[0], x[1]);
 	else
 		*(uint4 *)p = make_uint4(pack_bf16x2(x[0], x[1]), pack_bf16x2(x[2], x[3]),
 		                         pack_bf16x2(x[4], x[5]), pack_bf16x2(x[6], x[7]));

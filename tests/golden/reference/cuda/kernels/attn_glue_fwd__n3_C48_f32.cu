@@ -30,12 +30,6 @@ __device__ __forceinline__ bf16 BF16(float x)
 	return (bf16)(x == x ? (u + 0x7fffu + (u >> 16 & 1u)) >> 16 : u >> 16 | 0x40u);
 }
 
-// stored value <-> float, by dtype
-#define LD_f32(x)  (x)
-#define ST_f32(x)  (x)
-#define LD_bf16(x) F32(x)
-#define ST_bf16(x) BF16(x)
-
 // from templates/cuda/prelude_2intrin.cuh
 #ifndef HC_SIMT
 // two bf16, lo in the low half: nearest, ties to even; a NaN becomes 0x7fff. Plain asm, here and below, as the
@@ -63,14 +57,6 @@ __device__ __forceinline__ uint4x ld_stream16(const void *p)
 	asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
 	             : "=r"(x.v[0]), "=r"(x.v[1]), "=r"(x.v[2]), "=r"(x.v[3]) : "l"(__cvta_generic_to_global(p)));
 	return x;
-}
-
-// 16 bytes, aligned, that this kernel does not read again: first to leave the caches
-__device__ __forceinline__ void st_stream16(void *p, uint4x x)
-{
-	asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};"
-	             :: "l"(__cvta_generic_to_global(p)), "r"(x.v[0]), "r"(x.v[1]), "r"(x.v[2]), "r"(x.v[3])
-	             : "memory");
 }
 #endif
 
@@ -172,14 +158,14 @@ void attn_glue_fwd__n3_C48_f32(
     float dot = 0.f;
     float dot_2 = 0.f;
     if (c < 64) {
-#pragma unroll
+        #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float qkv = qkv_v.v[i];
             dot += qkv * qkv;
         }
     }
     if (c < 32) {
-#pragma unroll
+        #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float qkv = qkv_v_2.v[i];
             dot_2 += qkv * qkv;
@@ -196,7 +182,7 @@ void attn_glue_fwd__n3_C48_f32(
 
     if (c < 64 && d < 8) {
         f32x8 q_o;
-#pragma unroll
+        #pragma unroll
         for (int i = 0; i < 4; i++) {
             const float qkv = qkv_v.v[2*i + 1];
             const float qkv_2 = qkv_v.v[2*i];
@@ -209,7 +195,7 @@ void attn_glue_fwd__n3_C48_f32(
     }
     else if (c < 64 && d >= 8) {
         f32x8 q_o;
-#pragma unroll
+        #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float qkv = qkv_v.v[i];
             const float q = rstd_q * qkv;
@@ -219,7 +205,7 @@ void attn_glue_fwd__n3_C48_f32(
     }
     if (c < 32 && d < 8) {
         f32x8 k_o;
-#pragma unroll
+        #pragma unroll
         for (int i = 0; i < 4; i++) {
             const float qkv = qkv_v_2.v[2*i + 1];
             const float qkv_3 = qkv_v_2.v[2*i];
@@ -232,7 +218,7 @@ void attn_glue_fwd__n3_C48_f32(
     }
     else if (c < 32 && d >= 8) {
         f32x8 k_o;
-#pragma unroll
+        #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float qkv = qkv_v_2.v[i];
             const float k = rstd_k * qkv;

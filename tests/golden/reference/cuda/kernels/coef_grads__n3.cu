@@ -25,12 +25,6 @@ __device__ __forceinline__ bf16 BF16(float x)
 	return (bf16)(x == x ? (u + 0x7fffu + (u >> 16 & 1u)) >> 16 : u >> 16 | 0x40u);
 }
 
-// stored value <-> float, by dtype
-#define LD_f32(x)  (x)
-#define ST_f32(x)  (x)
-#define LD_bf16(x) F32(x)
-#define ST_bf16(x) BF16(x)
-
 // from templates/cuda/prelude_3vec.cuh
 // over the lanes of a warp, by halves; every lane has the sum
 __device__ __forceinline__ float warp_sum(float x)

@@ -48,12 +48,6 @@ __device__ __forceinline__ bf16 BF16(float x)
 	return (bf16)(x == x ? (u + 0x7fffu + (u >> 16 & 1u)) >> 16 : u >> 16 | 0x40u);
 }
 
-// stored value <-> float, by dtype
-#define LD_f32(x)  (x)
-#define ST_f32(x)  (x)
-#define LD_bf16(x) F32(x)
-#define ST_bf16(x) BF16(x)
-
 // from templates/cuda/prelude_2intrin.cuh
 #ifndef HC_SIMT
 // two bf16, lo in the low half: nearest, ties to even; a NaN becomes 0x7fff. Plain asm, here and below, as the
@@ -81,14 +75,6 @@ __device__ __forceinline__ uint4x ld_stream16(const void *p)
 	asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
 	             : "=r"(x.v[0]), "=r"(x.v[1]), "=r"(x.v[2]), "=r"(x.v[3]) : "l"(__cvta_generic_to_global(p)));
 	return x;
-}
-
-// 16 bytes, aligned, that this kernel does not read again: first to leave the caches
-__device__ __forceinline__ void st_stream16(void *p, uint4x x)
-{
-	asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};"
-	             :: "l"(__cvta_generic_to_global(p)), "r"(x.v[0]), "r"(x.v[1]), "r"(x.v[2]), "r"(x.v[3])
-	             : "memory");
 }
 #endif
 
@@ -144,7 +130,7 @@ __device__ __forceinline__ float warp_sum(float x)
 
 // end
 
-extern "C" __global__ __launch_bounds__(128, 1)
+extern "C" __global__ __launch_bounds__(128, 2)
 void lanes_mlp_to_mlp_bwd__n3_C48_f32(
           float *__restrict__ dlane1_out,                // [T,48]
           float *__restrict__ dlane2_out,                // [T,48]
@@ -222,7 +208,7 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
         f32x8 x_4_keep;
         float drstd = 0.f;
         if (c < 48) {
-#pragma unroll
+            #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float dn = dn_v.v[i];
                 const float lane0 = lane0_v.v[i];
@@ -239,7 +225,7 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
             f32x8 dlane2_o;
             f32x8 dx0_next_3_o;
             f32x8 dh_o;
-#pragma unroll
+            #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float x0 = x0_v.v[i];
                 const float dout = dout_v.v[i];

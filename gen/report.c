@@ -132,8 +132,8 @@ report(const Bundle *b, Buf *o)
 
 	for (i = 0; i < m->nparam; i++)
 		n += m->param[i].n;
-	buf_printf(o, "plan of %s: %d layers, width %d, %d lanes, %d heads (%d kv) of %d, hidden %d,"
-	           " vocab %d (%d)\n", m->spec->name, m->L, m->C, m->n, m->H, m->K, m->D, m->F,
+	buf_printf(o, "plan of %s for %s: %d layers, width %d, %d lanes, %d heads (%d kv) of %d, hidden %d,"
+	           " vocab %d (%d)\n", m->spec->name, b->target == TO_CUDA ? "cuda" : "cpu", m->L, m->C, m->n, m->H, m->K, m->D, m->F,
 	           m->V, m->Vp);
 	buf_printf(o, "%ld parameters, %ld tokens per micro-batch in sequences of %d\n\n", n,
 	           b->plan[PLAN_TRAIN]->T, m->seq);

@@ -167,6 +167,8 @@ compile_report(const char *dir, int narch, const char *const *arch, bool json, F
 
 	if (r->target != TARGET_CUDA)
 		die("%s was emitted for cpu: there is nothing for NVRTC in it", dir);
+	if (!json)
+		fprintf(out, "kernel arch registers spill_bytes stack static_smem code seconds\n");
 	for (i = 0; i < narch; i++) {
 		one = report_arch(r, arch[i], json, out);
 		rc = one > rc ? one : rc;

@@ -251,25 +251,23 @@ load_text(Print *p, const VecLoad *v)
 	         v->vw : m->vwh, slab = m->threads * vw;
 	bool scalar = v->at == V_ROWVAL, bf16 = k->par[v->par].dt == BF16;
 	const struct Use *u;
-	Buf g = {0};
+	Buf g = {0}, uses = {0};
 
-	if (v->row)
-		buf_printf(&g, "%s >= 0", v->row);
-	if (v->row && v->nuse > 1)
-		buf_puts(&g, " && (");
 	for (u = v->use; u < v->use + v->nuse; u++) {
 		Buf one = {0};
 
 		guard_text(k, vw, u->lo, u->hi < slab ? u->hi : 0, u->dlo,
 		           m->D && u->dhi < m->D ? u->dhi : 0, &one);
-		if (one.len && g.len)
-			buf_puts(&g, u > v->use ? " || " : " && ");
 		if (one.len)
-			buf_printf(&g, v->nuse > 1 ? "(%s)" : "%s", one.s);
+			buf_printf(&uses, v->nuse > 1 ? "%s(%s)" : "%s%s", uses.len ? " || " : "",
+			           one.s);
 		buf_free(&one);
 	}
-	if (v->row && v->nuse > 1)
-		buf_puts(&g, ")");
+	if (v->row)
+		buf_printf(&g, "%s >= 0", v->row);
+	if (uses.len)
+		buf_printf(&g, g.len && v->nuse > 1 ? "%s(%s)" : "%s%s", g.len ? " && " : "", uses.s);
+	buf_free(&uses);
 	indent(p->depth, p->b);
 	buf_printf(p->b, "const %s %s = ", scalar ? "float" : vec_type(k, v->par, v->vw), v->name);
 	if (g.len)

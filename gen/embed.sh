@@ -3,6 +3,7 @@
 set -e
 echo '/* made by gen/embed.sh */'
 echo '#include "templates.h"'
+echo '#include <string.h>'
 echo 'const Template templates[] = {'
 for f; do
 	name=${f#templates/}
@@ -13,3 +14,16 @@ for f; do
 done
 echo '};'
 echo "const int ntemplates = $#;"
+cat <<'EOF'
+
+const char *
+template_find(const char *name)
+{
+	int i;
+
+	for (i = 0; i < ntemplates; i++)
+		if (strcmp(templates[i].name, name) == 0)
+			return templates[i].text;
+	return 0;
+}
+EOF

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { const Kern *k; Buf *b; int depth; const Stmt *open[64]; int queue; } Print;
+typedef struct { const Kern *k; Buf *b; int depth; const Stmt *open[64]; int nopen; } Print;
 
 /* first channel of a thread, by the size of its vectors */
 static const char *
@@ -104,7 +104,7 @@ header_text(const Kern *k, Buf *b)
 /* the signature */
 
 static void
-parameter_text(const Kern *k, const Par *p, bool last, Buf *b)
+parameter_text(const Par *p, bool last, Buf *b)
 {
 	bool out = p->kind == P_OUT || p->kind == P_PART || p->kind == P_PARTVEC;
 	const char *what = p->kind == P_OUT || p->kind == P_IN ? "" : p->what;
@@ -121,7 +121,6 @@ parameter_text(const Kern *k, const Par *p, bool last, Buf *b)
 	while (b->s[b->len - 1] == ' ')
 		b->s[--b->len] = 0;
 	buf_puts(b, "\n");
-	(void)k;
 }
 
 static void
@@ -134,7 +133,7 @@ signature_text(const Kern *k, Buf *b)
 		buf_printf(b, ", %d", k->map.resident);
 	buf_puts(b, ")\nvoid @KERNEL@(\n");
 	for (i = 0; i < k->npar; i++)
-		parameter_text(k, &k->par[i], i == k->npar - 1, b);
+		parameter_text(&k->par[i], i == k->npar - 1, b);
 	buf_puts(b, "{\n");
 }
 
@@ -164,10 +163,7 @@ index_text(const Kern *k, Buf *b)
 	int i, vw;
 
 	for (i = 0; i < m->nshared; i++)
-		buf_printf(b, "    __shared__ float %s%s[%d];\n", m->shared[i].name,
-		           strlen(m->shared[i].name) > 5 &&
-		           strcmp(m->shared[i].name + strlen(m->shared[i].name) - 5, "_head") == 0 ?
-		           "" : "_part", m->shared[i].n);
+		buf_printf(b, "    __shared__ float %s[%d];\n", m->shared[i].name, m->shared[i].n);
 	if (m->rows > 1)
 		line_text(b, "a row is a warp's", "const int lane = threadIdx.x %% 32, warp = threadIdx.x / 32;");
 	for (vw = 8; vw > 0; vw /= 2)
@@ -192,7 +188,7 @@ plus(Buf *b, int off)
 
 /* conditions on channels and on channels of a head, joined; "" for none */
 static void
-guard_text(const Kern *k, int vw, int lo, int hi, int dlo, int dhi, Buf *b)
+guard_text(int vw, int lo, int hi, int dlo, int dhi, Buf *b)
 {
 	const char *and = "";
 
@@ -212,7 +208,6 @@ guard_text(const Kern *k, int vw, int lo, int hi, int dlo, int dhi, Buf *b)
 		buf_printf(b, "%sd == 0", and);
 	else if (dhi > 0)
 		buf_printf(b, "%sd < %d", and, dhi);
-	(void)k;
 }
 
 static void
@@ -256,7 +251,7 @@ load_text(Print *p, const VecLoad *v)
 	for (u = v->use; u < v->use + v->nuse; u++) {
 		Buf one = {0};
 
-		guard_text(k, vw, u->lo, u->hi < slab ? u->hi : 0, u->dlo,
+		guard_text(vw, u->lo, u->hi < slab ? u->hi : 0, u->dlo,
 		           m->D && u->dhi < m->D ? u->dhi : 0, &one);
 		if (one.len)
 			buf_printf(&uses, v->nuse > 1 ? "%s(%s)" : "%s%s", uses.len ? " || " : "",
@@ -333,7 +328,7 @@ static void
 end_text(Print *p)
 {
 	const Map *m = &p->k->map;
-	const Stmt *s = p->open[--p->queue];
+	const Stmt *s = p->open[--p->nopen];
 
 	if (s->kind != S_ROWS || m->loop) {
 		indent(--p->depth, p->b);
@@ -409,7 +404,7 @@ if_text(Print *p, const Stmt *s)
 		buf_puts(p->b, "{\n");
 	} else {
 		buf_puts(p->b, s->n ? "else if (" : "if (");
-		guard_text(p->k, s->vw, s->lo, s->hi, s->shift[0], s->shift[1], p->b);
+		guard_text(s->vw, s->lo, s->hi, s->shift[0], s->shift[1], p->b);
 		buf_puts(p->b, ") {\n");
 	}
 	p->depth++;
@@ -501,9 +496,9 @@ stmt_text(Print *p, int at)
 	Buf *b = p->b;
 
 	if (s->kind == S_ROWS || s->kind == S_IF || s->kind == S_ELEMS || s->kind == S_PARTS) {
-		if (p->queue == (int)(sizeof p->open / sizeof *p->open))
+		if (p->nopen == (int)(sizeof p->open / sizeof *p->open))
 			bug("emit: %s is nested too deeply", p->k->name);
-		p->open[p->queue++] = s;
+		p->open[p->nopen++] = s;
 	}
 	if (s->kind != S_ROWS && s->kind != S_END && s->kind != S_SUM && s->kind != S_SUMS &&
 	    s->kind != S_LOADS && s->kind != S_ELEMS && s->kind != S_NOTE && s->kind != S_PARTS)

@@ -65,7 +65,6 @@ typedef enum {
 	S_SUM,          /* queue: name; n threads of a head, 0: all of the row */
 	S_SHARE,        /* name_s[head + idx.base] = e by the head's first thread */
 	S_BARRIER,
-	S_PART_SUM,     /* queue at the end: sum of name over threads */
 	S_PARTS,        /* loop over the partials that this block writes */
 	S_PART_VEC,     /* partial vector of this block: par = vector name */
 } StmtKind;
@@ -108,7 +107,7 @@ typedef struct {
 	int D;                  /* channels of a head, 0: none */
 	int vwh;                /* channels of a vector where heads matter */
 	bool uses_vw[9];        /* first channel of a thread, by vector size */
-	bool uses_head, uses_d, uses_lane;
+	bool uses_head, uses_d;
 	int nshared, capshared;
 	struct Shared { const char *name; int n; } *shared;
 } Map;

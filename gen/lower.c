@@ -669,7 +669,7 @@ static const char *const stmt_name[] = {
 	[S_VEC_SET] = "vector_set", [S_VEC_ADD] = "vector_add",
 	[S_VEC_STORE] = "vector_store", [S_ROW_STORE] = "rowval_store", [S_SUMS] = "sums",
 	[S_SUM] = "sum", [S_SHARE] = "share", [S_BARRIER] = "barrier",
-	[S_PART_SUM] = "partial_sum", [S_PARTS] = "partials", [S_PART_VEC] = "partial_vector",
+	[S_PARTS] = "partials", [S_PART_VEC] = "partial_vector",
 };
 
 /* one statement a line, operands as the text will have them */

@@ -292,9 +292,9 @@ queue_sum(Lower *l, const char *name, bool heads)
 		return;
 	t->lo = heads || m->threads > 32;       /* through shared memory */
 	if (heads)
-		shared_new(l, name, m->threads);
+		shared_new(l, arena_printf(l->a, "%s_part", name), m->threads);
 	else if (m->threads > 32)
-		shared_new(l, name, m->threads / 32);
+		shared_new(l, arena_printf(l->a, "%s_part", name), m->threads / 32);
 }
 
 static void

@@ -42,7 +42,7 @@ static const char usage[] =
 "  --threads N        threads, default all cores\n"
 "  -o DIR             where to write (default out/NAME)\n"
 "  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan, k kernels\n"
-"  --json             machine-readable output (check, train, doctor)   --quiet   less of it\n"
+"  --json             machine-readable output (check, compile, train, doctor)   --quiet   less of it\n"
 "emit\n"
 "  --keep             leave kernels that were edited in DIR as they are\n"
 "verify\n"

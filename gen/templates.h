@@ -6,5 +6,6 @@ typedef struct { const char *name, *text; } Template;
 
 extern const Template templates[];
 extern const int ntemplates;
+const char *template_find(const char *name);    /* its text, or NULL */
 
 #endif

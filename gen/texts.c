@@ -14,12 +14,11 @@
 static const char *
 template_text(const char *name)
 {
-	int i;
+	const char *text = template_find(name);
 
-	for (i = 0; i < ntemplates; i++)
-		if (strcmp(templates[i].name, name) == 0)
-			return templates[i].text;
-	bug("emit: there is no template %s", name);
+	if (!text)
+		bug("emit: there is no template %s", name);
+	return text;
 }
 
 typedef struct { const char *hole, *value; } Hole;

@@ -7,19 +7,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* n: launches in a program; runs: of the program */
 typedef struct { const char *name; int n; bool gemm; double runs, s, nbytes, flops; } Row;
-
-static double
-now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void
 fill_inputs(Run *r)
@@ -118,7 +108,7 @@ run_steps(Bench *b, bool each)
 	Run *r = b->r;
 	long k, m;
 
-	b->seconds = now();
+	b->seconds = seconds_now();
 	for (k = 0; k < b->steps; k++) {
 		run_zero(r, AR_GRADS);
 		for (m = 0; m < r->micro; m++)
@@ -132,7 +122,7 @@ run_steps(Bench *b, bool each)
 			run_program(r, PROG_UPDATE);
 	}
 	run_sync(r);
-	b->seconds = now() - b->seconds;
+	b->seconds = seconds_now() - b->seconds;
 }
 
 static void

@@ -64,13 +64,19 @@ cpu_zero(Run *r, int arena)
 
 /* Steps are done when they return: a mark is the clock. */
 
-void
-cpu_mark(Run *r, int i)
+double
+seconds_now(void)
 {
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	r->mark[i] = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void
+cpu_mark(Run *r, int i)
+{
+	r->mark[i] = seconds_now();
 }
 
 double

@@ -217,7 +217,8 @@ void arenas_map(Run *r);                /* arena.c: host memory for all */
 void arenas_unmap(Run *r);
 char *arena_map(const char *what, size_t nbytes);       /* NULL for none */
 
-/* cpu.c: what simt shares */
+/* cpu.c: what simt shares; the monotonic clock */
+double seconds_now(void);
 void cpu_gemm(Run *r, RunStep *s);
 void cpu_copy(Run *r, RunStep *s);
 void cpu_zero(Run *r, int arena);

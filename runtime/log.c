@@ -22,7 +22,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
 struct Log {
@@ -107,15 +106,6 @@ put_duration(Buf *b, double seconds)
 		buf_printf(b, "%ldm%02lds", s / 60, s % 60);
 	else
 		buf_printf(b, "%ldh%02ldm", s / 3600, s / 60 % 60);
-}
-
-static double
-now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* -- metrics.jsonl -- */
@@ -323,7 +313,7 @@ draw_bar(Log *l)
 	Buf b = {0}, status = {0};
 
 	/* ten pictures a second are enough */
-	if (l->last.step < l->r->steps && now() - l->drawn < 0.1)
+	if (l->last.step < l->r->steps && seconds_now() - l->drawn < 0.1)
 		return;
 	put_status(&status, l);
 	width = room - (int)status.len - 3;
@@ -334,7 +324,7 @@ draw_bar(Log *l)
 	fflush(stdout);
 	buf_free(&status);
 	buf_free(&b);
-	l->drawn = now();
+	l->drawn = seconds_now();
 }
 
 /* -- events -- */

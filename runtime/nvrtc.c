@@ -14,7 +14,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -124,15 +123,6 @@ keep(const char *cache, const Nvrtc *k)
 
 /* compiling: on several threads, so faults are noted and told later */
 
-static double
-now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void
 take_log(Nvrtc *k, nvrtcProgram p, nvrtcResult e)
 {
@@ -173,7 +163,7 @@ compile(Nvrtc *k)
 	nvrtcProgram p = NULL;
 	nvrtcResult e;
 
-	k->seconds = now();
+	k->seconds = seconds_now();
 	e = api.nvrtcCreateProgram(&p, k->text, k->path, 0, NULL, NULL);
 	if (e == NVRTC_SUCCESS)
 		e = api.nvrtcCompileProgram(p, n, opt);
@@ -185,7 +175,7 @@ compile(Nvrtc *k)
 		take_cubin(k, p);
 	if (p)
 		api.nvrtcDestroyProgram(&p);
-	k->seconds = now() - k->seconds;
+	k->seconds = seconds_now() - k->seconds;
 }
 
 static void

@@ -228,12 +228,9 @@ compiler_free(Compiler *c)
 static const char *
 template_text(const char *name)
 {
-	int i;
+	const char *text = template_find(name);
 
-	for (i = 0; i < ntemplates; i++)
-		if (strcmp(templates[i].name, name) == 0)
-			return templates[i].text;
-	return "";
+	return text ? text : "";
 }
 
 static void

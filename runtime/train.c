@@ -13,7 +13,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -95,15 +94,6 @@ run_sched(const Run *r, long t)
 
 /* -- one step -- */
 
-static double
-seconds(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void
 batch_run(Train *t, Data *d, int program)
 {
@@ -122,7 +112,7 @@ step_run(Train *t)
 {
 	Run *r = t->r;
 	float *sched = (float *)r->arena[AR_SCHED];
-	double *result = (double *)r->arena[AR_RESULT], began = seconds();
+	double *result = (double *)r->arena[AR_RESULT], began = seconds_now();
 	double factor = run_sched(r, t->step);
 	LogStep s = {.step = t->step + 1, .lr = r->lr * factor, .norm = NAN};
 	long i, all = r->tokens * r->micro;
@@ -143,7 +133,7 @@ step_run(Train *t)
 	s.loss = result[0] / (double)all;
 	if (isfinite(s.loss))
 		s.norm = (double)sched[4];
-	s.seconds = seconds() - began;
+	s.seconds = seconds_now() - began;
 	return s;
 }
 
@@ -167,7 +157,7 @@ step_finite(const LogStep *s)
 static bool
 validate(Train *t)
 {
-	double *result = (double *)t->r->arena[AR_RESULT], began = seconds();
+	double *result = (double *)t->r->arena[AR_RESULT], began = seconds_now();
 	long i, n = t->val_batches * t->r->tokens;
 	double loss;
 
@@ -180,7 +170,7 @@ validate(Train *t)
 		return true;    /* of no use when it is not of all tokens */
 	run_get(t->r, AR_RESULT, 0, sizeof *result);
 	loss = result[0] / (double)n;
-	log_val(t->log, t->step, loss, n, seconds() - began);
+	log_val(t->log, t->step, loss, n, seconds_now() - began);
 	if (!isfinite(loss))
 		fprintf(stderr, "hcgen: step %ld: validation loss is %g; no "
 		        "parameters were written; lower train.lr or raise "

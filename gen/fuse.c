@@ -16,7 +16,7 @@
 
 enum { LevelStep = 16 };
 
-static bool
+bool
 is_row(const Val *v)
 {
 	OpClass c = op_info[v->op].class;
@@ -27,7 +27,7 @@ is_row(const Val *v)
 }
 
 /* is this operand of a heavy op a vec that has to lie in memory? */
-static bool
+bool
 is_demand(const Graph *g, const Val *v, int j)
 {
 	return op_info[v->op].class == CL_HEAVY && v->arg[j] >= 0 &&
@@ -35,7 +35,7 @@ is_demand(const Graph *g, const Val *v, int j)
 }
 
 /* can heavy steps read v in place, as columns of a heavy step's result? */
-static bool
+bool
 is_view(const Graph *g, int v)
 {
 	const Val *x = &g->v[v];
@@ -43,27 +43,29 @@ is_view(const Graph *g, int v)
 	return x->op == OP_SLICE && (g->v[x->arg[0]].op == OP_GEMM);
 }
 
-static void
-find_levels(Fuse *f)
+void
+find_levels(const Graph *g, int *level)
 {
-	const Graph *g = f->g;
 	const Val *v;
 	int i, j, a, heavy = 0, l;
 
 	for (i = 0; i < g->n; i++) {
 		v = &g->v[i];
 		if (op_info[v->op].class == CL_HEAVY) {
-			f->level[i] = ++heavy * LevelStep;
+			level[i] = ++heavy * LevelStep;
 			continue;
 		}
 		for (l = 0, j = 0; j < 6 && (a = v->arg[j]) >= 0; j++)
-			if (f->level[a] > l)
-				l = f->level[a];
+			if (level[a] > l)
+				l = level[a];
 		/* another row's value must have been stored by an earlier kernel */
 		if ((v->op == OP_SHIFT || v->op == OP_UNSHIFT) &&
-		    is_row(&g->v[v->arg[0]]) && f->level[v->arg[0]] == l)
+		    is_row(&g->v[v->arg[0]]) && level[v->arg[0]] == l)
 			l++;
-		f->level[i] = l;
+		if (v->at && v->at < l)
+			bug("fuse: value %d is to be computed at %d and can be at %d", i,
+			    v->at, l);
+		level[i] = v->at ? v->at : l;
 	}
 }
 
@@ -96,20 +98,23 @@ mark_anchors(Fuse *f)
 
 /* storage types: what a GEMM reads is in its input type, what attention reads
  * in that of the GEMM results beside it, the rest in the storage type */
-static void
-choose_types(Fuse *f)
+void
+choose_types(const Graph *g, Dt *dt)
 {
-	const Graph *g = f->g;
+	const Spec *s = g->model->spec;
+	Dt storage = s->storage == F_BF16 ? BF16 : F32;
+	Dt gemm_in = s->gemm == F_BF16 ? BF16 : F32;
+	Dt gemm_out = s->gemm == F_BF16 ? storage : F32;
 	const Val *v;
 	int i, j;
 
 	for (i = 0; i < g->n; i++) {
 		v = &g->v[i];
-		f->p->dt[i] = v->kind != K_VEC ? F32 : f->storage;
+		dt[i] = v->kind != K_VEC ? F32 : storage;
 		if (v->op == OP_GEMM || v->op == OP_GEMM_DX || v->op == OP_OUT)
-			f->p->dt[i] = v->kind == K_VEC ? f->gemm_out : F32;
+			dt[i] = v->kind == K_VEC ? gemm_out : F32;
 		if (v->op == OP_LOGITS)
-			f->p->dt[i] = F32;
+			dt[i] = F32;
 	}
 	for (i = 0; i < g->n; i++) {
 		v = &g->v[i];
@@ -117,9 +122,9 @@ choose_types(Fuse *f)
 			if (!is_demand(g, v, j) || g->v[v->arg[j]].kind != K_VEC)
 				continue;
 			if (v->op == OP_ATTN || v->op == OP_ATTN_BWD)
-				f->p->dt[v->arg[j]] = j == 3 ? f->gemm_in : f->gemm_out;
+				dt[v->arg[j]] = j == 3 ? gemm_in : gemm_out;
 			else if (v->op != OP_SCATTER)
-				f->p->dt[v->arg[j]] = f->gemm_in;
+				dt[v->arg[j]] = gemm_in;
 		}
 	}
 }
@@ -501,12 +506,11 @@ fuse(Arena *a, const Graph *g, int target)
 	f.p->partof = NEWN(a, int, g->n);
 	for (i = 0; i < g->n; i++)
 		f.p->bufof[i] = f.p->partof[i] = -1;
-	f.storage = s->storage == F_BF16 ? BF16 : F32;
 	f.gemm_in = s->gemm == F_BF16 ? BF16 : F32;
-	f.gemm_out = s->gemm == F_BF16 ? f.storage : F32;
-	find_levels(&f);
+	f.gemm_out = s->gemm == F_BF16 && s->storage == F_BF16 ? BF16 : F32;
+	find_levels(g, f.level);
 	mark_anchors(&f);
-	choose_types(&f);
+	choose_types(g, f.p->dt);
 	make_kernels(&f);
 	for (i = 0; i < g->n; i++) {
 		if (op_info[g->v[i].op].class != CL_HEAVY)

@@ -1,4 +1,4 @@
-/* Private to fuse.c, steps.c and plan.c. */
+/* Private to fuse.c, steps.c, plan.c and terms.c. */
 #ifndef FUSE_H
 #define FUSE_H
 
@@ -14,7 +14,7 @@ typedef struct {
 	int nkern, capkern;
 	RowKernel **kern;       /* by level */
 	int *stamp, now;        /* visited marks */
-	Dt gemm_in, gemm_out, storage;
+	Dt gemm_in, gemm_out;
 } Fuse;
 
 /* steps.c: buffers, operands, heavy steps */
@@ -32,6 +32,14 @@ const char *short_name(const char *name);
 void heavy_step(Fuse *f, int i);
 
 /* fuse.c */
+bool is_row(const Val *v);
+bool is_demand(const Graph *g, const Val *v, int j);
+bool is_view(const Graph *g, int v);
+/* When each value can exist: 16 times the number of the last heavy op it needs,
+ * plus shifts; or when it is asked to be computed. */
+void find_levels(const Graph *g, int *level);
+/* types that values have where they are stored */
+void choose_types(const Graph *g, Dt *dt);
 Plan *plan_new(Arena *a, const Model *m, const char *prog, int target, long T);
 void model_times(Plan *p);
 

@@ -1,9 +1,10 @@
 /* The pipeline: one call per stage, in order.  Each stage has its verifier,
  * which always runs, and its printer, behind a letter of --dump:
  *
- *   m model   g graph   b graph with gradients   s simplified   f plan   k kernels */
+ *   m model   g graph   b graph with gradients   s simplified
+ *   t terms and slots   r rewritten   f plan   k kernels */
 #define _POSIX_C_SOURCE 200809L
-#include "hcgen.h"
+#include "search.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -15,6 +16,38 @@ static size_t
 align256(size_t n)
 {
 	return (n + 255) & ~(size_t)255;
+}
+
+static double
+row_time(const Plan *p)
+{
+	double us = 0;
+	int i;
+
+	for (i = 0; i < p->nstep; i++)
+		us += p->step[i].kind == STEP_ROW ? p->step[i].us : 0;
+	return us;
+}
+
+/* what the search finds, unless it is slower than every lane stored and nothing
+ * was asked of the search */
+static Plan *
+planned(Arena *a, const Graph *g, int target)
+{
+	const Knobs *knob = &g->model->spec->plan;
+	static const Knobs none;
+	Plan *naive, *p;
+	Graph *r;
+
+	if (g->model->spec->search == SEARCH_NAIVE)
+		return fuse(a, g, target);
+	r = plan_search(a, g, knob);
+	graph_verify(r);
+	p = fuse(a, r, target);
+	if (memcmp(knob, &none, sizeof none) != 0)
+		return p;
+	naive = fuse(a, g, target);
+	return row_time(naive) < row_time(p) ? naive : p;
 }
 
 static Plan *
@@ -35,7 +68,11 @@ program(Arena *a, const Model *m, int mode, long T, int target, const char *dump
 	graph_verify(g);
 	if (strchr(dump, 's'))
 		graph_print(g, stdout);
-	p = fuse(a, g, target);
+	if (strchr(dump, 't'))
+		terms_print(terms_of(a, g, &m->spec->plan), stdout);
+	p = planned(a, g, target);
+	if (strchr(dump, 'r'))
+		graph_print(p->g, stdout);
 	plan_verify(p);
 	mem_place(p);
 	mem_verify(p);

@@ -125,6 +125,7 @@ typedef struct {
 	uint8_t glue;
 	bool keep;              /* the naive plan stores it where it crosses kernels */
 	bool accum;             /* and so every partial sum of its gradient */
+	int at;                 /* level at which it is computed; 0: as early as can be */
 } Val;
 
 enum { GRAPH_TRAIN, GRAPH_EVAL, GRAPH_LOGITS };
@@ -197,6 +198,13 @@ void grad_contrib(Graph *g, int param, int idx, int val);
 /* requires: graph_verify'd.  provides: no arithmetic on numbers, no value that
  * no result needs, no two equal values */
 Graph *simplify(Arena *a, const Graph *g);
+/* The same graph without what no result needs. */
+Graph *compact(Arena *a, const Graph *g);
+
+/* search.c, rewrite.c: what is stored and in which form, by `plan` of the spec.
+ * requires: simplified graph.  provides: the same function, with the level of
+ * each value that a kernel is to compute once */
+Graph *plan_search(Arena *a, const Graph *g, const Knobs *knob);
 
 /* fuse.c */
 

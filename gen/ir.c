@@ -69,6 +69,8 @@ hash_grow(Graph *g)
 	int n = g->nhash ? 2 * g->nhash : 4096, i;
 	unsigned h;
 
+	while (n < 4 * g->n)
+		n *= 2;
 	g->hash = NEWN(g->mem, int, n);
 	g->nhash = n;
 	for (i = 0; i < g->n; i++) {

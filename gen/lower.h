@@ -6,6 +6,8 @@
 
 enum { MaxCut = 512, MaxPhase = 32 };
 
+enum { NBases = 64, MaxNames = 4096 };
+
 typedef struct { int v, base; Exp *e; } Memo;
 
 typedef struct Cuda Cuda;
@@ -35,7 +37,9 @@ typedef struct {
 	int D, lo, hi, dlo, dhi;        /* heads of D (0: none); range of channels */
 	bool pairs;                     /* c counts adjacent pairs */
 	int nname;
-	const char *names[4096];
+	const char *names[MaxNames];
+	short name_at[2 * MaxNames];                            /* hash: index + 1, or 0 */
+	struct { const char *s; int next; } base[NBases];       /* numbers of names */
 	double flops;
 	double mult;                    /* times the current loop body runs per row */
 } Lower;

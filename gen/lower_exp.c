@@ -28,6 +28,22 @@ stmt(Lower *l, StmtKind kind, const char *name)
 
 /* names */
 
+/* where s stands in the hash table of names, or would */
+static unsigned
+name_slot(const Lower *l, const char *s)
+{
+	unsigned h = 2166136261u;
+	const char *p;
+
+	for (p = s; *p; p++)
+		h = (h ^ (unsigned char)*p) * 16777619u;
+	for (;; h++) {
+		h %= 2 * MaxNames;
+		if (!l->name_at[h] || strcmp(l->names[l->name_at[h] - 1], s) == 0)
+			return h;
+	}
+}
+
 bool
 name_taken(const Lower *l, const char *s)
 {
@@ -39,7 +55,6 @@ name_taken(const Lower *l, const char *s)
 		"i", "d", "c1", "c2", "c4", "lane", "warp", "P", "slot", "own",
 	};
 	size_t i;
-	int j;
 
 	for (i = 0; i < sizeof words / sizeof *words; i++)
 		if (strcmp(s, words[i]) == 0)
@@ -47,10 +62,7 @@ name_taken(const Lower *l, const char *s)
 	for (i = 0; l->cu && i < sizeof cuda_words / sizeof *cuda_words; i++)
 		if (strcmp(s, cuda_words[i]) == 0)
 			return true;
-	for (j = 0; j < l->nname; j++)
-		if (strcmp(s, l->names[j]) == 0)
-			return true;
-	return false;
+	return l->name_at[name_slot(l, s)] != 0;
 }
 
 /* is s + rest a name that cuda makes of s: x_o, x_keep, x_keep1, x_s1 … */
@@ -90,13 +102,24 @@ const char *
 unique(Lower *l, const char *base)
 {
 	const char *s = base;
-	int i;
+	int i = 2, j;
 
-	for (i = 2; name_taken(l, s) || (l->cu && clashes(l, s)); i++)
+	/* many of one base: go on where the last of them left off */
+	for (j = 0; j < NBases && l->base[j].s && strcmp(l->base[j].s, base) != 0; j++)
+		;
+	if (j < NBases && l->base[j].s)
+		i = l->base[j].next;
+	for (; name_taken(l, s) || (l->cu && clashes(l, s)); i++)
 		s = arena_printf(l->a, "%s_%d", base, i);
 	if (l->nname == (int)(sizeof l->names / sizeof *l->names))
 		bug("lower: more than %d names in %s", l->nname, l->k->name);
-	return l->names[l->nname++] = s;
+	if (j < NBases)
+		l->base[j].s = base;
+	if (j < NBases)
+		l->base[j].next = i;
+	l->names[l->nname++] = s;
+	l->name_at[name_slot(l, s)] = (short)l->nname;
+	return s;
 }
 /* parameters */
 

@@ -41,7 +41,7 @@ static const char usage[] =
 "  --device NAME      cuda, cpu, simt (the CUDA text on the CPU, with checks), or auto: cuda if there is a GPU\n"
 "  --threads N        threads, default all cores\n"
 "  -o DIR             where to write (default out/NAME)\n"
-"  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, f plan, k kernels\n"
+"  -d LETTERS         print stages: y spec, m model, g graph, b gradients, s simplified, t terms, r rewritten, f plan, k kernels\n"
 "  --json             machine-readable output (check, compile, train, doctor)   --quiet   less of it\n"
 "emit\n"
 "  --keep             leave kernels that were edited in DIR as they are\n"

@@ -11,11 +11,61 @@ side(Pair *p, const Step *s)
 	return s->bwd ? &p->bwd : &p->fwd;
 }
 
-/* a layer in the middle whose neighbours are like it */
-static int
-steady_layer(const Model *m)
+/* layers in the middle whose neighbours are like them: a schedule may take two
+ * sublayers at a time, or three */
+static bool
+is_steady(const Model *m, int sub)
 {
-	return m->L / 2;
+	int n = m->L >= 5 ? 3 : 1, first = (m->L - n) / 2;
+
+	return sub >= 2 * first && sub < 2 * (first + n);
+}
+
+static double
+vec_bytes(const Plan *p, int v)
+{
+	return (double)p->T * p->g->v[v].width * dt_size(p->dt[v]);
+}
+
+/* the layer of the first kernel that reads what step i writes, or -1 */
+static int
+first_reader(const Plan *p, int i, int v)
+{
+	const Step *s;
+	int j;
+
+	for (i++; i < p->nstep; i++)
+		for (s = &p->step[i], j = 0; s->row && j < s->row->nin; j++)
+			if (s->row->in[j] == v)
+				return s->sub / 2;
+	return -1;
+}
+
+/* Bytes of a kernel that serve all layers at once: at the end of the backward
+ * pass lane gradients that were kept, the sources that they are multiplied with
+ * and the gradients that come of it; sums of sources that are laid down ahead. */
+static double
+spread_bytes(const Plan *p, int step)
+{
+	const Step *s = &p->step[step];
+	const RowKernel *r = s->row;
+	const Val *v;
+	double n = 0;
+	int i;
+
+	for (i = 0; i < r->nin; i++) {
+		v = &p->g->v[r->in[i]];
+		if (s->bwd && s->sub < 0 && v->kind == K_VEC && v->op != OP_GEMM_DX &&
+		    (v->bwd || v->sub < 0))
+			n += vec_bytes(p, r->in[i]);
+	}
+	for (i = 0; i < r->nroot; i++) {
+		v = &p->g->v[r->root[i]];
+		if (v->kind == K_VEC && ((s->bwd && s->sub < 0) ||
+		    (!s->bwd && first_reader(p, step, r->root[i]) > s->sub / 2 + 1)))
+			n += vec_bytes(p, r->root[i]);
+	}
+	return n;
 }
 
 static void
@@ -23,18 +73,20 @@ glue_lines(const Bundle *b, Buf *o)
 {
 	const Plan *p = b->plan[PLAN_TRAIN];
 	const Model *m = b->model;
-	double U = 2. * m->C * (double)p->T, all;
+	double U = 2. * m->C * (double)p->T, all, far;
 	Pair layer[2] = {{0}}, total[2] = {{0}};
 	const Step *s;
-	int i, g;
+	int i, g, n = m->L >= 5 ? 3 : 1;
 
 	for (i = 0; i < p->nstep; i++) {
 		s = &p->step[i];
 		if (s->kind != STEP_ROW)
 			continue;
+		far = spread_bytes(p, i);
 		*side(&total[s->glue], s) += s->nbytes;
-		if (s->sub >= 0 && s->sub / 2 == steady_layer(m))
-			*side(&layer[s->glue], s) += s->nbytes;
+		*side(&layer[s->glue], s) += far / m->L;
+		if (is_steady(m, s->sub))
+			*side(&layer[s->glue], s) += (s->nbytes - far) / n;
 	}
 	for (g = 0; g < 2; g++) {
 		all = total[g].fwd + total[g].bwd;

@@ -137,8 +137,7 @@ copy_results(Graph *n, const Graph *g, const int *map)
 		}
 }
 
-/* drop what folding left without a use */
-static Graph *
+Graph *
 compact(Arena *a, const Graph *g)
 {
 	Graph *n = graph_new(a, g->model, g->mode, g->T);

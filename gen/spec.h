@@ -82,6 +82,16 @@ typedef struct {
 	double lr_mul, betas[2], eps, weight_decay;
 } Group;
 
+/* what the search is told: 0 is auto, it decides */
+typedef struct {
+	enum { STORE_AUTO, STORE_LANES, STORE_PARTS, STORE_NONE } store;
+	enum { FORM_AUTO, FORM_RAW, FORM_NORMED } form;
+	enum { SOURCES_AUTO, SOURCES_INLINE, SOURCES_PRECOMPUTE } sources;
+	enum { GRADIENTS_AUTO, GRADIENTS_NOW, GRADIENTS_DEFERRED } gradients;
+	enum { IDENTITIES_AUTO, IDENTITIES_NONE } identities;
+	enum { COLLAPSE_AUTO, COLLAPSE_NONE } collapse;
+} Knobs;
+
 typedef struct {
 	const char *file;       /* path given by the user */
 	const char *name;       /* identifier; default: stem of the file */
@@ -147,7 +157,8 @@ typedef struct {
 	/* numerics, target, plan */
 	enum { F_F32, F_BF16 } storage, gemm;
 	enum { TGT_H200, TGT_H100, TGT_CPU } target;
-	enum { SEARCH_NAIVE } search;
+	enum { SEARCH_AUTO, SEARCH_NAIVE } search;
+	Knobs plan;
 	int head_chunk;         /* rows of logits at a time; 0: auto */
 
 	void *locs;             /* dotted path -> Loc, see spec_loc */

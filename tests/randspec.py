@@ -383,7 +383,13 @@ class Spec:
                          gemm=(0.7, lambda: self.rng.choice(["f32", "bf16"])))
 
     def plan(self):
-        return self.some(search=(0.1, lambda: "naive"),
+        return self.some(search=(0.2, lambda: self.rng.choice(["auto", "naive"])),
+                         store=(0.2, lambda: self.rng.choice(["auto", "lanes", "parts", "none"])),
+                         form=(0.2, lambda: self.rng.choice(["auto", "raw", "normed"])),
+                         sources=(0.3, lambda: self.rng.choice(["auto", "inline", "precompute"])),
+                         gradients=(0.2, lambda: self.rng.choice(["auto", "now", "deferred"])),
+                         identities=(0.1, lambda: "none"),
+                         collapse=(0.1, lambda: "none"),
                          head_chunk=(0.5, lambda: self.rng.choice(["auto", 1, 2, 5, 7, 16, 33])))
 
 

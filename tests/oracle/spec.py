@@ -294,7 +294,13 @@ SCHEMA = Section({
     "numerics": Section({"storage": (choice("f32", "bf16"), "bf16"),
                          "gemm": (choice("f32", "bf16"), "bf16")}),
     "target": (choice("h200", "h100", "cpu"), "h200"),
-    "plan": Section({"search": (choice("naive"), "naive"),
+    "plan": Section({"search": (choice("auto", "naive"), "auto"),
+                     "store": (choice("auto", "lanes", "parts", "none"), "auto"),
+                     "form": (choice("auto", "raw", "normed"), "auto"),
+                     "sources": (choice("auto", "inline", "precompute"), "auto"),
+                     "gradients": (choice("auto", "now", "deferred"), "auto"),
+                     "identities": (choice("auto", "none"), "auto"),
+                     "collapse": (choice("auto", "none"), "auto"),
                      "head_chunk": (word_or(("auto",), integer(1)), "auto")}),
 })
 

@@ -3,8 +3,10 @@
 // sites     layers.1 attn_glue_bwd
 //           layers.0 attn_glue_bwd
 // computes  drstd_k = <qkv[64..95], rotate(dk, -position)> per head
+//           sum = (rotate(dk, -position))*rstd_k + -0.0625*rstd_k*rstd_k*rstd_k*drstd_k*qkv[64..95]
 //           drstd_q = <qkv[0..63], rotate(dq, -position)> per head
-//           dqkv = dv at 96 + (rotate(dk, -position))*rstd_k + -0.0625*drstd_k*rstd_k*rstd_k*rstd_k*qkv[64..95] at 64 + (rotate(dq, -position))*rstd_q + -0.0625*drstd_q*rstd_q*rstd_q*rstd_q*qkv[0..63] at 0
+//           sum_next = (rotate(dq, -position))*rstd_q + -0.0625*rstd_q*rstd_q*rstd_q*drstd_q*qkv[0..63]
+//           dqkv = dv at 96 + sum at 64 + sum_next at 0
 // types     arithmetic in f32; a stored value is rounded once, by its store; sums over channels in the
 //           order of the compiler's vectors, over rows ascending in a block, then over blocks
 // maps      item = one of 64 blocks of rows; one thread per row, loops over channels vectorise
@@ -68,8 +70,8 @@ void attn_glue_bwd__n3_C48_f32(const HcArg *a, long item)
                 const float x_2 = cos[(t % 32)*4 + c] * dk_2 - sin[(t % 32)*4 + c] * dk;
                 drstd_k_h += qkv * x_2;
                 const float qkv_2 = qkv_in[t*128 + 65 + 16*head + 2*c];
-                const float x_15 = cos[(t % 32)*4 + c] * dk + sin[(t % 32)*4 + c] * dk_2;
-                drstd_k_h += qkv_2 * x_15;
+                const float x_13 = cos[(t % 32)*4 + c] * dk + sin[(t % 32)*4 + c] * dk_2;
+                drstd_k_h += qkv_2 * x_13;
             }
 #pragma omp simd reduction(+: drstd_k_h)
             for (int c = 8; c < 16; c++) {
@@ -86,11 +88,11 @@ void attn_glue_bwd__n3_C48_f32(const HcArg *a, long item)
                 const float qkv = qkv_in[t*128 + 16*head + 2*c];
                 const float dq = dq_in[t*64 + 1 + 16*head + 2*c];
                 const float dq_2 = dq_in[t*64 + 16*head + 2*c];
-                const float x_9 = cos[(t % 32)*4 + c] * dq_2 - sin[(t % 32)*4 + c] * dq;
-                drstd_q_h += qkv * x_9;
+                const float x_8 = cos[(t % 32)*4 + c] * dq_2 - sin[(t % 32)*4 + c] * dq;
+                drstd_q_h += qkv * x_8;
                 const float qkv_3 = qkv_in[t*128 + 1 + 16*head + 2*c];
-                const float x_16 = cos[(t % 32)*4 + c] * dq + sin[(t % 32)*4 + c] * dq_2;
-                drstd_q_h += qkv_3 * x_16;
+                const float x_14 = cos[(t % 32)*4 + c] * dq + sin[(t % 32)*4 + c] * dq_2;
+                drstd_q_h += qkv_3 * x_14;
             }
 #pragma omp simd reduction(+: drstd_q_h)
             for (int c = 8; c < 16; c++) {
@@ -105,20 +107,20 @@ void attn_glue_bwd__n3_C48_f32(const HcArg *a, long item)
             for (int c = 0; c < 4; c++) {
                 const float dq = dq_in[t*64 + 1 + 16*head + 2*c];
                 const float dq_3 = dq_in[t*64 + 16*head + 2*c];
-                const float x_9 = cos[(t % 32)*4 + c] * dq_3 - sin[(t % 32)*4 + c] * dq;
+                const float x_8 = cos[(t % 32)*4 + c] * dq_3 - sin[(t % 32)*4 + c] * dq;
                 const float qkv = qkv_in[t*128 + 16*head + 2*c];
-                const float dqkv = x_9 * rstd_q_in[t*4 + head] + (-0.0625f) * (drstd_q[head] * (rstd_q_in[t*4 + head] * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head]))) * qkv;
+                const float dqkv = x_8 * rstd_q_in[t*4 + head] + (-0.0625f) * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head] * drstd_q[head]) * qkv;
                 dqkv_out[t*128 + 16*head + 2*c] = dqkv;
-                const float x_17 = cos[(t % 32)*4 + c] * dq + sin[(t % 32)*4 + c] * dq_3;
+                const float x_15 = cos[(t % 32)*4 + c] * dq + sin[(t % 32)*4 + c] * dq_3;
                 const float qkv_4 = qkv_in[t*128 + 1 + 16*head + 2*c];
-                const float dqkv_2 = x_17 * rstd_q_in[t*4 + head] + (-0.0625f) * (drstd_q[head] * (rstd_q_in[t*4 + head] * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head]))) * qkv_4;
+                const float dqkv_2 = x_15 * rstd_q_in[t*4 + head] + (-0.0625f) * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head] * drstd_q[head]) * qkv_4;
                 dqkv_out[t*128 + 1 + 16*head + 2*c] = dqkv_2;
             }
 #pragma omp simd
             for (int c = 8; c < 16; c++) {
                 const float dq = dq_in[t*64 + 16*head + c];
                 const float qkv = qkv_in[t*128 + 16*head + c];
-                const float dqkv = dq * rstd_q_in[t*4 + head] + (-0.0625f) * (drstd_q[head] * (rstd_q_in[t*4 + head] * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head]))) * qkv;
+                const float dqkv = dq * rstd_q_in[t*4 + head] + (-0.0625f) * (rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head] * rstd_q_in[t*4 + head] * drstd_q[head]) * qkv;
                 dqkv_out[t*128 + 16*head + c] = dqkv;
             }
         }
@@ -129,18 +131,18 @@ void attn_glue_bwd__n3_C48_f32(const HcArg *a, long item)
                 const float dk_3 = dk_in[t*32 - 64 + 16*head + 2*c];
                 const float x_2 = cos[(t % 32)*4 + c] * dk_3 - sin[(t % 32)*4 + c] * dk;
                 const float qkv = qkv_in[t*128 + 16*head + 2*c];
-                const float dqkv = x_2 * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (drstd_k[-4 + head] * (rstd_k_in[t*2 - 4 + head] * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head]))) * qkv;
+                const float dqkv = x_2 * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head] * drstd_k[-4 + head]) * qkv;
                 dqkv_out[t*128 + 16*head + 2*c] = dqkv;
-                const float x_18 = cos[(t % 32)*4 + c] * dk + sin[(t % 32)*4 + c] * dk_3;
+                const float x_16 = cos[(t % 32)*4 + c] * dk + sin[(t % 32)*4 + c] * dk_3;
                 const float qkv_5 = qkv_in[t*128 + 1 + 16*head + 2*c];
-                const float dqkv_3 = x_18 * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (drstd_k[-4 + head] * (rstd_k_in[t*2 - 4 + head] * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head]))) * qkv_5;
+                const float dqkv_3 = x_16 * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head] * drstd_k[-4 + head]) * qkv_5;
                 dqkv_out[t*128 + 1 + 16*head + 2*c] = dqkv_3;
             }
 #pragma omp simd
             for (int c = 8; c < 16; c++) {
                 const float dk = dk_in[t*32 - 64 + 16*head + c];
                 const float qkv = qkv_in[t*128 + 16*head + c];
-                const float dqkv = dk * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (drstd_k[-4 + head] * (rstd_k_in[t*2 - 4 + head] * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head]))) * qkv;
+                const float dqkv = dk * rstd_k_in[t*2 - 4 + head] + (-0.0625f) * (rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head] * rstd_k_in[t*2 - 4 + head] * drstd_k[-4 + head]) * qkv;
                 dqkv_out[t*128 + 16*head + c] = dqkv;
             }
         }

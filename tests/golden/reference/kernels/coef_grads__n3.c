@@ -79,104 +79,106 @@ void coef_grads__n3(const HcArg *a, long item)
     float *restrict dpre = a[3].p;
     float *restrict dpost = a[4].p;
     float *restrict dresid_lambda = a[5].p;
-    float *restrict dx0_coef = a[6].p;
-    float *restrict de_coef = a[7].p;
-    float *restrict dp_coef = a[8].p;
-    float *restrict dearly_gate = a[9].p;
-    const float *restrict early_gate = a[10].p;
-    float *restrict dmid_gate = a[11].p;
-    const float *restrict mid_gate = a[12].p;
-    float *restrict dback_gate = a[13].p;
+    const float *restrict res = a[6].p;
+    float *restrict dx0_coef = a[7].p;
+    float *restrict de_coef = a[8].p;
+    float *restrict dp_coef = a[9].p;
+    const float *restrict pre = a[10].p;
+    float *restrict dearly_gate = a[11].p;
+    const float *restrict early_gate = a[12].p;
+    float *restrict dmid_gate = a[13].p;
+    const float *restrict mid_gate = a[14].p;
+    float *restrict dback_gate = a[15].p;
     (void)item;
 
     // hc.res
-    dres[53] += F32(BF16(resid_lambda[17])) * total(sums + 448);
-    dres[52] += F32(BF16(resid_lambda[17])) * total(sums + 512);
-    dres[51] += F32(BF16(resid_lambda[17])) * total(sums + 576);
-    dres[50] += F32(BF16(resid_lambda[16])) * (0.33333333f * total(sums + 704));
-    dres[49] += F32(BF16(resid_lambda[16])) * (0.33333333f * total(sums + 768));
-    dres[48] += F32(BF16(resid_lambda[16])) * (0.33333333f * total(sums + 832));
-    dres[47] += F32(BF16(resid_lambda[15])) * (0.33333333f * total(sums + 704));
-    dres[46] += F32(BF16(resid_lambda[15])) * (0.33333333f * total(sums + 768));
-    dres[45] += F32(BF16(resid_lambda[15])) * (0.33333333f * total(sums + 832));
-    dres[35] += F32(BF16(resid_lambda[11])) * total(sums + 1344);
-    dres[34] += F32(BF16(resid_lambda[11])) * total(sums + 1408);
-    dres[33] += F32(BF16(resid_lambda[11])) * total(sums + 1472);
-    dres[32] += F32(BF16(resid_lambda[10])) * total(sums + 1664);
-    dres[31] += F32(BF16(resid_lambda[10])) * total(sums + 1728);
-    dres[30] += F32(BF16(resid_lambda[10])) * total(sums + 1792);
-    dres[29] += F32(BF16(resid_lambda[9])) * total(sums + 1984);
-    dres[28] += F32(BF16(resid_lambda[9])) * total(sums + 2048);
-    dres[27] += F32(BF16(resid_lambda[9])) * total(sums + 2112);
-    dres[26] += F32(BF16(resid_lambda[8])) * total(sums + 2432);
-    dres[25] += F32(BF16(resid_lambda[8])) * total(sums + 2432);
-    dres[24] += F32(BF16(resid_lambda[8])) * total(sums + 2432);
-    dres[23] += F32(BF16(resid_lambda[7])) * total(sums + 2752);
-    dres[22] += F32(BF16(resid_lambda[7])) * total(sums + 2752);
-    dres[21] += F32(BF16(resid_lambda[7])) * total(sums + 2752);
-    dres[20] += F32(BF16(resid_lambda[6])) * total(sums + 3072);
-    dres[19] += F32(BF16(resid_lambda[6])) * total(sums + 3072);
-    dres[18] += F32(BF16(resid_lambda[6])) * total(sums + 3072);
+    dres[53] += F32(BF16(resid_lambda[17])) * total(sums + 320);
+    dres[52] += F32(BF16(resid_lambda[17])) * total(sums + 384);
+    dres[51] += F32(BF16(resid_lambda[17])) * total(sums + 448);
+    dres[50] += 0.33333333f * (F32(BF16(resid_lambda[16])) * (F32(BF16(resid_lambda[21])) * total(sums + 512) + total(sums + 576)));
+    dres[49] += 0.33333333f * (F32(BF16(resid_lambda[16])) * (F32(BF16(resid_lambda[21])) * total(sums + 640) + total(sums + 704)));
+    dres[48] += 0.33333333f * (F32(BF16(resid_lambda[16])) * (F32(BF16(resid_lambda[21])) * total(sums + 768) + total(sums + 832)));
+    dres[47] += 0.33333333f * (F32(BF16(resid_lambda[15])) * (F32(BF16(resid_lambda[21])) * total(sums + 512) + total(sums + 576)));
+    dres[46] += 0.33333333f * (F32(BF16(resid_lambda[15])) * (F32(BF16(resid_lambda[21])) * total(sums + 640) + total(sums + 704)));
+    dres[45] += 0.33333333f * (F32(BF16(resid_lambda[15])) * (F32(BF16(resid_lambda[21])) * total(sums + 768) + total(sums + 832)));
+    dres[35] += F32(BF16(resid_lambda[11])) * total(sums + 1792);
+    dres[34] += F32(BF16(resid_lambda[11])) * total(sums + 1856);
+    dres[33] += F32(BF16(resid_lambda[11])) * total(sums + 896);
+    dres[32] += F32(BF16(resid_lambda[10])) * total(sums + 1920);
+    dres[31] += F32(BF16(resid_lambda[10])) * total(sums + 1984);
+    dres[30] += F32(BF16(resid_lambda[10])) * total(sums + 960);
+    dres[29] += F32(BF16(resid_lambda[9])) * total(sums + 2048);
+    dres[28] += F32(BF16(resid_lambda[9])) * total(sums + 2112);
+    dres[27] += F32(BF16(resid_lambda[9])) * total(sums + 1024);
+    dres[26] += F32(BF16(resid_lambda[8])) * total(sums + 1280);
+    dres[25] += F32(BF16(resid_lambda[8])) * total(sums + 1280);
+    dres[24] += F32(BF16(resid_lambda[8])) * total(sums + 1280);
+    dres[23] += F32(BF16(resid_lambda[7])) * total(sums + 1344);
+    dres[22] += F32(BF16(resid_lambda[7])) * total(sums + 1344);
+    dres[21] += F32(BF16(resid_lambda[7])) * total(sums + 1344);
+    dres[20] += F32(BF16(resid_lambda[6])) * total(sums + 1408);
+    dres[19] += F32(BF16(resid_lambda[6])) * total(sums + 1408);
+    dres[18] += F32(BF16(resid_lambda[6])) * total(sums + 1408);
 
     // hc.pre
-    dpre[17] += total(sums + 960);
-    dpre[16] += total(sums + 1024);
-    dpre[15] += total(sums + 1088);
-    dpre[8] += total(sums + 3136);
-    dpre[7] += total(sums + 3136);
-    dpre[6] += total(sums + 3136);
+    dpre[17] += total(sums + 1088);
+    dpre[16] += total(sums + 1152);
+    dpre[15] += total(sums + 1216);
+    dpre[8] += total(sums + 1664);
+    dpre[7] += total(sums + 1664);
+    dpre[6] += total(sums + 1664);
 
     // hc.post
-    dpost[8] += total(sums + 2304);
-    dpost[7] += total(sums + 2624);
-    dpost[6] += total(sums + 2944);
+    dpost[8] += total(sums + 1472);
+    dpost[7] += total(sums + 1536);
+    dpost[6] += total(sums + 1600);
 
     // hc.resid_lambda
     dresid_lambda[21] += total(sums + 128);
-    dresid_lambda[17] += total(sums + 384);
-    dresid_lambda[16] += 0.33333333f * total(sums + 640);
-    dresid_lambda[15] += 0.33333333f * total(sums + 896);
-    dresid_lambda[11] += total(sums + 1280);
-    dresid_lambda[10] += total(sums + 1600);
-    dresid_lambda[9] += total(sums + 1920);
-    dresid_lambda[8] += total(sums + 2368);
-    dresid_lambda[7] += total(sums + 2688);
-    dresid_lambda[6] += total(sums + 3008);
-    dresid_lambda[3] += total(sums + 3456);
-    dresid_lambda[0] += total(sums + 3584);
+    dresid_lambda[17] += F32(BF16(res[51])) * total(sums + 448) + F32(BF16(res[52])) * total(sums + 384) + F32(BF16(res[53])) * total(sums + 320);
+    dresid_lambda[16] += 0.33333333f * (F32(BF16(res[48])) * F32(BF16(resid_lambda[21])) * total(sums + 768) + F32(BF16(res[48])) * total(sums + 832) + F32(BF16(res[49])) * F32(BF16(resid_lambda[21])) * total(sums + 640) + F32(BF16(res[49])) * total(sums + 704) + F32(BF16(res[50])) * F32(BF16(resid_lambda[21])) * total(sums + 512) + F32(BF16(res[50])) * total(sums + 576));
+    dresid_lambda[15] += 0.33333333f * (F32(BF16(res[45])) * F32(BF16(resid_lambda[21])) * total(sums + 768) + F32(BF16(res[45])) * total(sums + 832) + F32(BF16(res[46])) * F32(BF16(resid_lambda[21])) * total(sums + 640) + F32(BF16(res[46])) * total(sums + 704) + F32(BF16(res[47])) * F32(BF16(resid_lambda[21])) * total(sums + 512) + F32(BF16(res[47])) * total(sums + 576));
+    dresid_lambda[11] += F32(BF16(res[33])) * total(sums + 896) + F32(BF16(res[34])) * total(sums + 1856) + F32(BF16(res[35])) * total(sums + 1792);
+    dresid_lambda[10] += F32(BF16(res[30])) * total(sums + 960) + F32(BF16(res[31])) * total(sums + 1984) + F32(BF16(res[32])) * total(sums + 1920);
+    dresid_lambda[9] += F32(BF16(res[27])) * total(sums + 1024) + F32(BF16(res[28])) * total(sums + 2112) + F32(BF16(res[29])) * total(sums + 2048);
+    dresid_lambda[8] += (F32(BF16(res[24])) + F32(BF16(res[25])) + F32(BF16(res[26]))) * total(sums + 1280);
+    dresid_lambda[7] += (F32(BF16(res[21])) + F32(BF16(res[22])) + F32(BF16(res[23]))) * total(sums + 1344);
+    dresid_lambda[6] += (F32(BF16(res[18])) + F32(BF16(res[19])) + F32(BF16(res[20]))) * total(sums + 1408);
+    dresid_lambda[3] += total(sums + 1728);
+    dresid_lambda[0] += total(sums + 2176);
 
     // hc.sources.x0.coef
-    dx0_coef[21] += total(sums + 64);
-    dx0_coef[17] += total(sums + 320);
-    dx0_coef[16] += 0.33333333f * total(sums + 192);
-    dx0_coef[15] += 0.33333333f * total(sums + 192);
-    dx0_coef[11] += total(sums + 1216);
-    dx0_coef[10] += total(sums + 1536);
-    dx0_coef[9] += total(sums + 1856);
-    dx0_coef[8] += total(sums + 2240);
-    dx0_coef[7] += total(sums + 2560);
-    dx0_coef[6] += total(sums + 2880);
-    dx0_coef[3] += total(sums + 3392);
-    dx0_coef[0] += total(sums + 3520);
+    dx0_coef[21] += total(sums + 2240);
+    dx0_coef[17] += total(sums + 2304);
+    dx0_coef[16] += 0.33333333f * (F32(BF16(resid_lambda[21])) * total(sums + 2240) + total(sums + 2368));
+    dx0_coef[15] += 0.33333333f * (F32(BF16(resid_lambda[21])) * total(sums + 2240) + total(sums + 2368));
+    dx0_coef[11] += total(sums + 2432);
+    dx0_coef[10] += total(sums + 2496);
+    dx0_coef[9] += total(sums + 2560);
+    dx0_coef[8] += total(sums + 2624);
+    dx0_coef[7] += total(sums + 2688);
+    dx0_coef[6] += total(sums + 2752);
+    dx0_coef[3] += total(sums + 2816);
+    dx0_coef[0] += total(sums + 2880);
 
     // hc.sources.e.coef
-    de_coef[8] += total(sums + 2176);
-    de_coef[7] += total(sums + 2496);
-    de_coef[6] += total(sums + 2816);
-    de_coef[0] += total(sums + 3648);
+    de_coef[8] += total(sums + 2944);
+    de_coef[7] += total(sums + 3008);
+    de_coef[6] += total(sums + 3072);
+    de_coef[0] += total(sums + 3136);
 
     // hc.sources.p.coef
-    dp_coef[3] += total(sums + 192);
-    dp_coef[1] += total(sums + 3200);
-    dp_coef[1] += total(sums + 3264);
-    dp_coef[1] += total(sums + 3328);
+    dp_coef[3] += F32(BF16(resid_lambda[21])) * total(sums + 2240) + total(sums + 2368);
+    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[26])) * total(sums + 2624) + F32(BF16(resid_lambda[7])) * F32(BF16(res[23])) * total(sums + 2688) + F32(BF16(resid_lambda[6])) * F32(BF16(res[20])) * total(sums + 2752) + F32(BF16(pre[8])) * total(sums + 3200);
+    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[25])) * total(sums + 2624) + F32(BF16(resid_lambda[7])) * F32(BF16(res[22])) * total(sums + 2688) + F32(BF16(resid_lambda[6])) * F32(BF16(res[19])) * total(sums + 2752) + F32(BF16(pre[7])) * total(sums + 3200);
+    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[24])) * total(sums + 2624) + F32(BF16(resid_lambda[7])) * F32(BF16(res[21])) * total(sums + 2688) + F32(BF16(resid_lambda[6])) * F32(BF16(res[18])) * total(sums + 2752) + F32(BF16(pre[6])) * total(sums + 3200);
 
     // hc.skips.early.gate
-    dearly_gate[0] += total(sums + 1152) * (hc_sigmoidf(early_gate[0]) * (1.f - hc_sigmoidf(early_gate[0])));
+    dearly_gate[0] += 2.f * (hc_sigmoidf(early_gate[0]) * total(sums + 256) * (1.f - hc_sigmoidf(early_gate[0])));
 
     // hc.skips.mid.gate
-    dmid_gate[0] += 0.11111111f * total(sums + 256) * (hc_sigmoidf(mid_gate[0]) * (1.f - hc_sigmoidf(mid_gate[0])));
+    dmid_gate[0] += 0.11111111f * (hc_sigmoidf(mid_gate[0]) * (F32(BF16(resid_lambda[21])) * total(sums + 0) + total(sums + 192) + F32(BF16(resid_lambda[21])) * total(sums + 3264) + total(sums + 3328) + F32(BF16(resid_lambda[21])) * total(sums + 3392) + total(sums + 3456)) * (1.f - hc_sigmoidf(mid_gate[0])));
 
     // hc.backouts.back.gate
-    dback_gate[0] += -(total(sums + 0));
+    dback_gate[0] += -(total(sums + 64));
 }

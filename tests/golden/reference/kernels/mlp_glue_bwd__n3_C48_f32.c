@@ -4,7 +4,8 @@
 //           layers.2 mlp_glue_bwd
 //           layers.1 mlp_glue_bwd
 //           layers.0 mlp_glue_bwd
-// computes  dup = dact*up[0..79]*sigmoid(up[0..79]) at 80 + dact*up[80..159]*sigmoid(up[0..79]) + dact*up[80..159]*up[0..79]*(sigmoid(up[0..79])*(1 - sigmoid(up[0..79]))) at 0
+// computes  sum = dact*up[80..159]*sigmoid(up[0..79]) + dact*up[80..159]*up[0..79]*(sigmoid(up[0..79])*(1 - sigmoid(up[0..79])))
+//           dup = dact*up[0..79]*sigmoid(up[0..79]) at 80 + sum at 0
 // types     arithmetic in f32; a stored value is rounded once, by its store; sums over channels in the
 //           order of the compiler's vectors, over rows ascending in a block, then over blocks
 // maps      item = one of 64 blocks of rows; one thread per row, loops over channels vectorise

@@ -3,8 +3,10 @@
 // sites     layers.1 attn_glue_bwd
 //           layers.0 attn_glue_bwd
 // computes  drstd_k = <qkv[64..95], rotate(dk, -position)> per head
+//           sum = (rotate(dk, -position))*rstd_k + -0.0625*rstd_k*rstd_k*rstd_k*drstd_k*qkv[64..95]
 //           drstd_q = <qkv[0..63], rotate(dq, -position)> per head
-//           dqkv = dv at 96 + (rotate(dk, -position))*rstd_k + -0.0625*drstd_k*rstd_k*rstd_k*rstd_k*qkv[64..95] at 64 + (rotate(dq, -position))*rstd_q + -0.0625*drstd_q*rstd_q*rstd_q*rstd_q*qkv[0..63] at 0
+//           sum_next = (rotate(dq, -position))*rstd_q + -0.0625*rstd_q*rstd_q*rstd_q*drstd_q*qkv[0..63]
+//           dqkv = dv at 96 + sum at 64 + sum_next at 0
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order; per head then its lanes by halves
 // maps      block = row (grid T), thread = 8 channels = two 16-byte vectors (32 threads)
@@ -170,8 +172,8 @@ void attn_glue_bwd__n3_C48_f32(
             const float x_2 = cos_v.v[i] * dk_2 - sin_v.v[i] * dk;
             drstd_k += qkv * x_2;
             const float qkv_2 = qkv_v.v[2*i + 1];
-            const float x_15 = cos_v.v[i] * dk + sin_v.v[i] * dk_2;
-            drstd_k += qkv_2 * x_15;
+            const float x_13 = cos_v.v[i] * dk + sin_v.v[i] * dk_2;
+            drstd_k += qkv_2 * x_13;
         }
     }
     else if (c < 32 && d >= 8) {
@@ -188,11 +190,11 @@ void attn_glue_bwd__n3_C48_f32(
             const float qkv = qkv_v_2.v[2*i];
             const float dq = dq_v.v[2*i + 1];
             const float dq_2 = dq_v.v[2*i];
-            const float x_9 = cos_v.v[i] * dq_2 - sin_v.v[i] * dq;
-            drstd_q += qkv * x_9;
+            const float x_8 = cos_v.v[i] * dq_2 - sin_v.v[i] * dq;
+            drstd_q += qkv * x_8;
             const float qkv_3 = qkv_v_2.v[2*i + 1];
-            const float x_16 = cos_v.v[i] * dq + sin_v.v[i] * dq_2;
-            drstd_q += qkv_3 * x_16;
+            const float x_14 = cos_v.v[i] * dq + sin_v.v[i] * dq_2;
+            drstd_q += qkv_3 * x_14;
         }
     }
     else if (c < 64 && d >= 8) {
@@ -215,13 +217,13 @@ void attn_glue_bwd__n3_C48_f32(
         for (int i = 0; i < 4; i++) {
             const float dq = dq_v.v[2*i + 1];
             const float dq_3 = dq_v.v[2*i];
-            const float x_9 = cos_v.v[i] * dq_3 - sin_v.v[i] * dq;
+            const float x_8 = cos_v.v[i] * dq_3 - sin_v.v[i] * dq;
             const float qkv = qkv_v_2.v[2*i];
-            const float dqkv = x_9 * rstd_q_2 + (-0.0625f) * (drstd_q * (rstd_q_2 * (rstd_q_2 * rstd_q_2))) * qkv;
+            const float dqkv = x_8 * rstd_q_2 + (-0.0625f) * (rstd_q_2 * rstd_q_2 * rstd_q_2 * drstd_q) * qkv;
             dqkv_o.v[2*i] = dqkv;
-            const float x_17 = cos_v.v[i] * dq + sin_v.v[i] * dq_3;
+            const float x_15 = cos_v.v[i] * dq + sin_v.v[i] * dq_3;
             const float qkv_4 = qkv_v_2.v[2*i + 1];
-            const float dqkv_2 = x_17 * rstd_q_2 + (-0.0625f) * (drstd_q * (rstd_q_2 * (rstd_q_2 * rstd_q_2))) * qkv_4;
+            const float dqkv_2 = x_15 * rstd_q_2 + (-0.0625f) * (rstd_q_2 * rstd_q_2 * rstd_q_2 * drstd_q) * qkv_4;
             dqkv_o.v[2*i + 1] = dqkv_2;
         }
         st8(dqkv_out + t*128 + c, dqkv_o);
@@ -232,7 +234,7 @@ void attn_glue_bwd__n3_C48_f32(
         for (int i = 0; i < 8; i++) {
             const float dq = dq_v.v[i];
             const float qkv = qkv_v_2.v[i];
-            const float dqkv = dq * rstd_q_2 + (-0.0625f) * (drstd_q * (rstd_q_2 * (rstd_q_2 * rstd_q_2))) * qkv;
+            const float dqkv = dq * rstd_q_2 + (-0.0625f) * (rstd_q_2 * rstd_q_2 * rstd_q_2 * drstd_q) * qkv;
             dqkv_o.v[i] = dqkv;
         }
         st8(dqkv_out + t*128 + c, dqkv_o);
@@ -245,11 +247,11 @@ void attn_glue_bwd__n3_C48_f32(
             const float dk_3 = dk_v_2.v[2*i];
             const float x_2 = cos_v.v[i] * dk_3 - sin_v.v[i] * dk;
             const float qkv = qkv_v_2.v[2*i];
-            const float dqkv = x_2 * rstd_k_2 + (-0.0625f) * (drstd_k_head[head - 4] * (rstd_k_2 * (rstd_k_2 * rstd_k_2))) * qkv;
+            const float dqkv = x_2 * rstd_k_2 + (-0.0625f) * (rstd_k_2 * rstd_k_2 * rstd_k_2 * drstd_k_head[head - 4]) * qkv;
             dqkv_o.v[2*i] = dqkv;
-            const float x_18 = cos_v.v[i] * dk + sin_v.v[i] * dk_3;
+            const float x_16 = cos_v.v[i] * dk + sin_v.v[i] * dk_3;
             const float qkv_5 = qkv_v_2.v[2*i + 1];
-            const float dqkv_3 = x_18 * rstd_k_2 + (-0.0625f) * (drstd_k_head[head - 4] * (rstd_k_2 * (rstd_k_2 * rstd_k_2))) * qkv_5;
+            const float dqkv_3 = x_16 * rstd_k_2 + (-0.0625f) * (rstd_k_2 * rstd_k_2 * rstd_k_2 * drstd_k_head[head - 4]) * qkv_5;
             dqkv_o.v[2*i + 1] = dqkv_3;
         }
         st8(dqkv_out + t*128 + c, dqkv_o);
@@ -260,7 +262,7 @@ void attn_glue_bwd__n3_C48_f32(
         for (int i = 0; i < 8; i++) {
             const float dk = dk_v_2.v[i];
             const float qkv = qkv_v_2.v[i];
-            const float dqkv = dk * rstd_k_2 + (-0.0625f) * (drstd_k_head[head - 4] * (rstd_k_2 * (rstd_k_2 * rstd_k_2))) * qkv;
+            const float dqkv = dk * rstd_k_2 + (-0.0625f) * (rstd_k_2 * rstd_k_2 * rstd_k_2 * drstd_k_head[head - 4]) * qkv;
             dqkv_o.v[i] = dqkv;
         }
         st8(dqkv_out + t*128 + c, dqkv_o);

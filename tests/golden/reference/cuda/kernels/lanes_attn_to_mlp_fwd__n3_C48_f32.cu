@@ -1,14 +1,14 @@
 // lanes_attn_to_mlp_fwd__n3_C48_f32
 // emitted by hcgen, format 1
 // sites     layers.0 lanes_attn_to_mlp_fwd
-// computes  lane0_next = resid_lambda0*lane0 + h + x0_coef0*x0
-//           rstd = rsqrt(0.020833333333333332*(<lane0_next, lane0_next>) + 1e-06)
-//           n = mlp_norm*rstd*lane0_next
+// computes  lane0_next = x0_coef0*rstd*emb + resid_lambda0*lane0 + h
+//           rstd_next = rsqrt(0.020833333333333332*(<lane0_next, lane0_next>) + 1e-06)
+//           n = mlp_norm*rstd_next*lane0_next
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order, then its warp by halves
 // maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = two 16-byte vectors (128 threads)
-// moves     per row  read 576 B  write 388 B  = 964 B
-// flops     per row  390 = 0.4 per byte      floor 0.224 ns per row at 4300 GB/s (h200)
+// moves     per row  read 580 B  write 388 B  = 968 B
+// flops     per row  438 = 0.5 per byte      floor 0.225 ns per row at 4300 GB/s (h200)
 
 // from templates/cuda/prelude_0types.cuh
 typedef unsigned short bf16;
@@ -115,19 +115,20 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(
           float *__restrict__ lane0_out,                 // [T,48]
           float *__restrict__ rstd_out,                  // [T,1]
           float *__restrict__ n_out,                     // [T,48]
+    const float *__restrict__ rstd_in,                   // [T,1]
+    const float *__restrict__ emb_in,                    // [T,48]
     const float *__restrict__ lane0_in,                  // [T,48]
     const float *__restrict__ h_in,                      // [T,48]
-    const float *__restrict__ x0_in,                     // [T,48]
-    const float *__restrict__ resid_lambda_row,          // [3]        hc.resid_lambda
     const float *__restrict__ x0_coef_row,               // [3]        hc.sources.x0.coef
+    const float *__restrict__ resid_lambda_row,          // [3]        hc.resid_lambda
     const float *__restrict__ mlp_norm_row,              // [48]       layers.0.mlp.norm
     long T)                                              // rows
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32; // a row is a warp's
     const int c = 8*lane;                                // first of this thread's channels
 
-    const float resid_lambda0 = F32(BF16(resid_lambda_row[0]));
     const float x0_coef0 = F32(BF16(x0_coef_row[0]));
+    const float resid_lambda0 = F32(BF16(resid_lambda_row[0]));
 
     const f32x8 mlp_norm_v = c < 48 ? ld8(mlp_norm_row + c) : f32x8();
 
@@ -135,34 +136,35 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(
     if (t >= T)
         return;
 
+    const f32x8 emb_v = c < 48 ? ld8(emb_in + t*48 + c) : f32x8();
     const f32x8 lane0_v = c < 48 ? ld8(lane0_in + t*48 + c) : f32x8();
     const f32x8 h_v = c < 48 ? ld8(h_in + t*48 + c) : f32x8();
-    const f32x8 x0_v = c < 48 ? ld8(x0_in + t*48 + c) : f32x8();
 
+    const float rstd = rstd_in[t];
     f32x8 lane0_next_keep;
     float dot = 0.f;
     if (c < 48) {
         #pragma unroll
         for (int i = 0; i < 8; i++) {
+            const float emb = emb_v.v[i];
             const float lane0 = lane0_v.v[i];
             const float h = h_v.v[i];
-            const float x0 = x0_v.v[i];
-            const float lane0_next = resid_lambda0 * lane0 + h + x0_coef0 * x0;
+            const float lane0_next = x0_coef0 * rstd * emb + resid_lambda0 * lane0 + h;
             lane0_next_keep.v[i] = lane0_next;
             dot += lane0_next * lane0_next;
         }
         st8(lane0_out + t*48 + c, lane0_next_keep);
     }
     dot = warp_sum(dot);
-    const float rstd = rsqrtf(0.0208333333f * dot + 1e-06f);
+    const float rstd_next = rsqrtf(0.0208333333f * dot + 1e-06f);
     if (lane == 0)
-        rstd_out[t] = rstd;
+        rstd_out[t] = rstd_next;
 
     if (c < 48) {
         f32x8 n_o;
         #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const float n = mlp_norm_v.v[i] * (rstd * lane0_next_keep.v[i]);
+            const float n = mlp_norm_v.v[i] * (rstd_next * lane0_next_keep.v[i]);
             n_o.v[i] = n;
         }
         st8(n_out + t*48 + c, n_o);

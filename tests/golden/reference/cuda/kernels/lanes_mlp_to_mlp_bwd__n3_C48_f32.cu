@@ -1,34 +1,23 @@
 // lanes_mlp_to_mlp_bwd__n3_C48_f32
 // emitted by hcgen, format 1
 // sites     layers.2 lanes_mlp_to_mlp_bwd
-// computes  part[c] = sum over rows(dn*rstd*lane0)
-//           drstd = <lane0, dn*mlp_norm>
-//           du = dn*mlp_norm*rstd + -0.020833333333333332*drstd*rstd*rstd*rstd*lane0
-//           dlane0 = dout*resid_lambda0 + du
-//           dp_coef = sum over rows(<x0, dlane0>)
-//           dlane1 = 0.3333333333333333*dlane0
-//           dlane2 = -dout*back_gate + dlane1
-//           sum = sum over rows(<lane0_2 + lane1 + lane2, dlane0>)
-//           dx0_coef2 = sum over rows(<x0, dlane2>)
-//           dresid_lambda2 = sum over rows(<res6*lane0_3 + res7*lane1_2 + res8*lane2_2, dlane2>)
-//           dres8 = sum over rows(<lane2_2, dlane2>)
-//           dres7 = sum over rows(<lane1_2, dlane2>)
-//           dres6 = sum over rows(<lane0_3, dlane2>)
-//           dresid_lambda1 = sum over rows(<res3*lane0_3 + res4*lane1_2 + res5*lane2_2, dlane0>)
-//           dres5 = sum over rows(<lane2_2, dlane0>)
-//           dres4 = sum over rows(<lane1_2, dlane0>)
-//           dres3 = sum over rows(<lane0_3, dlane0>)
-//           dx0_next = dx0 + dlane2*x0_coef2
-//           dx0_next_2 = dx0_next + dlane1*x0_coef1
-//           dx0_next_3 = dx0_next_2 + dlane1*x0_coef0
-//           dh = dlane2 + dlane1 + dlane1
-//           dresid_lambda0 = sum over rows(<res0*lane0_3 + res1*lane1_2 + res2*lane2_2, dlane0>)
+// computes  lane0_3 = lane0_part + h + 0.3333333333333333*lane2_part
+//           drstd = <dn*mlp_norm, lane0_3>
+//           du = rstd*dn*mlp_norm + -0.020833333333333332*rstd*rstd*rstd*drstd*lane0_part + -0.020833333333333332*rstd*rstd*rstd*drstd*h + -0.006944444444444444*rstd*rstd*rstd*drstd*lane2_part
+//           dlane1 = s*dout + 0.3333333333333333*du
+//           dlane2 = s_2*dout + dlane1
+//           dh = 2*dlane1 + dlane2
+//           sum = rstd*lane0_part + rstd*h + 0.3333333333333333*rstd*lane2_part
+//           part[c] = sum over rows(dn*sum)
+//           dresid_lambda0 = sum over rows(<dout, lane0_3>)
+//           lane0_4 = x0_coef0*rstd_2*emb + e_coef0*src_e + s_3*lane0_2 + post0*h_2
+//           sum_2 = sum over rows(<lane0_4, du>)
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order, then its warp by halves
 //           over rows: those of a warp ascending; one partial per warp
 // maps      warp = every 4G'th row (grid G, 4 rows at a time), thread = 8 channels = two 16-byte vectors (128 threads)
-// moves     per row  read 2116 B  write 768 B  = 2884 B
-// flops     per row  3264 = 1.1 per byte      floor 0.671 ns per row at 4300 GB/s (h200)
+// moves     per row  read 1736 B  write 384 B  = 2120 B
+// flops     per row  1972 = 0.9 per byte      floor 0.493 ns per row at 4300 GB/s (h200)
 
 // from templates/cuda/prelude_0types.cuh
 typedef unsigned short bf16;
@@ -132,28 +121,28 @@ __device__ __forceinline__ float warp_sum(float x)
 
 extern "C" __global__ __launch_bounds__(128, 2)
 void lanes_mlp_to_mlp_bwd__n3_C48_f32(
-          float *__restrict__ dlane1_out,                // [T,48]
-          float *__restrict__ dlane2_out,                // [T,48]
-          float *__restrict__ dx0_out,                   // [T,48]
+          float *__restrict__ du_out,                    // [T,48]
           float *__restrict__ dh_out,                    // [T,48]
     const float *__restrict__ dn_in,                     // [T,48]
+    const float *__restrict__ lane0_part_in,             // [T,48]
+    const float *__restrict__ h_in,                      // [T,48]
+    const float *__restrict__ lane2_part_in,             // [T,48]
     const float *__restrict__ rstd_in,                   // [T,1]
-    const float *__restrict__ lane0_in,                  // [T,48]
     const float *__restrict__ dout_in,                   // [T,48]
-    const float *__restrict__ x0_in,                     // [T,48]
-    const float *__restrict__ lane0_in_2,                // [T,48]
-    const float *__restrict__ lane1_in,                  // [T,48]
-    const float *__restrict__ lane2_in,                  // [T,48]
-    const float *__restrict__ dx0_in,                    // [T,48]
-    const float *__restrict__ lane0_in_3,                // [T,48]
-    const float *__restrict__ lane1_in_2,                // [T,48]
-    const float *__restrict__ lane2_in_2,                // [T,48]
+    const float *__restrict__ rstd_in_2,                 // [T,1]
+    const float *__restrict__ emb_in,                    // [T,48]
+    const float *__restrict__ src_e_in,                  // [T,48]
+    const float *__restrict__ lane0_in,                  // [T,48]
+    const float *__restrict__ h_in_2,                    // [T,48]
           float *__restrict__ part,                      // [P,48]     partial sums, one row per block of rows
     const float *__restrict__ resid_lambda_row,          // [3]        hc.resid_lambda
     const float *__restrict__ back_gate_row,             // [1]        hc.backouts.back.gate
-    const float *__restrict__ res_row,                   // [9]        hc.res
     const float *__restrict__ x0_coef_row,               // [3]        hc.sources.x0.coef
-          float *__restrict__ sums,                      // [12,P]     partial sums, one column per block of rows
+    const float *__restrict__ e_coef_row,                // [3]        hc.sources.e.coef
+    const float *__restrict__ res_row,                   // [9]        hc.res
+    const float *__restrict__ resid_lambda_row_2,        // [3]        hc.resid_lambda
+    const float *__restrict__ post_row,                  // [3]        hc.post
+          float *__restrict__ sums,                      // [2,P]      partial sums, one column per block of rows
     const float *__restrict__ mlp_norm_row,              // [48]       layers.3.mlp.norm
     long T,                                              // rows
     long P)                                              // partials per sum
@@ -161,122 +150,79 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32; // a row is a warp's
     const int c = 8*lane;                                // first of this thread's channels
 
-    const float resid_lambda0 = F32(BF16(resid_lambda_row[0]));
-    const float back_gate = back_gate_row[0];
-    const float res6 = F32(BF16(res_row[6]));
-    const float res7 = F32(BF16(res_row[7]));
-    const float res8 = F32(BF16(res_row[8]));
-    const float res3 = F32(BF16(res_row[3]));
-    const float res4 = F32(BF16(res_row[4]));
-    const float res5 = F32(BF16(res_row[5]));
-    const float x0_coef2 = F32(BF16(x0_coef_row[2]));
-    const float x0_coef1 = F32(BF16(x0_coef_row[1]));
+    const float s = 0.33333333f * F32(BF16(resid_lambda_row[0]));
+    const float s_2 = -back_gate_row[0];
     const float x0_coef0 = F32(BF16(x0_coef_row[0]));
-    const float res0 = F32(BF16(res_row[0]));
-    const float res1 = F32(BF16(res_row[1]));
-    const float res2 = F32(BF16(res_row[2]));
+    const float e_coef0 = F32(BF16(e_coef_row[0]));
+    const float s_3 = F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[0])) + F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[1])) + F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[2]));
+    const float post0 = F32(BF16(post_row[0]));
     f32x8 part_sum_keep = f32x8();
-    float dp_coef = 0.f;
-    float sum = 0.f;
-    float dx0_coef2 = 0.f;
-    float dresid_lambda2 = 0.f;
-    float dres8 = 0.f;
-    float dres7 = 0.f;
-    float dres6 = 0.f;
-    float dresid_lambda1 = 0.f;
-    float dres5 = 0.f;
-    float dres4 = 0.f;
-    float dres3 = 0.f;
     float dresid_lambda0 = 0.f;
+    float sum_2 = 0.f;
 
     const f32x8 mlp_norm_v = c < 48 ? ld8(mlp_norm_row + c) : f32x8();
 
     for (long t = blockIdx.x*4L + warp; t < T; t += gridDim.x*4L) {
         const f32x8 dn_v = c < 48 ? ld8(dn_in + t*48 + c) : f32x8();
-        const f32x8 lane0_v = c < 48 ? ld8(lane0_in + t*48 + c) : f32x8();
-        const f32x8 x0_v = c < 48 ? ld8(x0_in + t*48 + c) : f32x8();
+        const f32x8 lane0_part_v = c < 48 ? ld8(lane0_part_in + t*48 + c) : f32x8();
+        const f32x8 h_v = c < 48 ? ld8(h_in + t*48 + c) : f32x8();
+        const f32x8 lane2_part_v = c < 48 ? ld8(lane2_part_in + t*48 + c) : f32x8();
         const f32x8 dout_v = c < 48 ? ld8(dout_in + t*48 + c) : f32x8();
-        const f32x8 lane0_2_v = c < 48 ? ld8(lane0_in_2 + t*48 + c) : f32x8();
-        const f32x8 lane1_v = c < 48 ? ld8(lane1_in + t*48 + c) : f32x8();
-        const f32x8 lane2_v = c < 48 ? ld8(lane2_in + t*48 + c) : f32x8();
-        const f32x8 lane0_3_v = c < 48 ? ld8(lane0_in_3 + t*48 + c) : f32x8();
-        const f32x8 lane1_2_v = c < 48 ? ld8(lane1_in_2 + t*48 + c) : f32x8();
-        const f32x8 lane2_2_v = c < 48 ? ld8(lane2_in_2 + t*48 + c) : f32x8();
-        const f32x8 dx0_v = c < 48 ? ld8(dx0_in + t*48 + c) : f32x8();
+        const f32x8 emb_v = c < 48 ? ld8(emb_in + t*48 + c) : f32x8();
+        const f32x8 src_e_v = c < 48 ? ld8(src_e_in + t*48 + c) : f32x8();
+        const f32x8 lane0_2_v = c < 48 ? ld8(lane0_in + t*48 + c) : f32x8();
+        const f32x8 h_2_v = c < 48 ? ld8(h_in_2 + t*48 + c) : f32x8();
 
         const float rstd = rstd_in[t];
-        f32x8 x_4_keep;
+        const float rstd_2 = rstd_in_2[t];
+        f32x8 x_keep;
         float drstd = 0.f;
         if (c < 48) {
             #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const float dn = dn_v.v[i];
-                const float lane0 = lane0_v.v[i];
-                part_sum_keep.v[i] += dn * (rstd * lane0);
-                const float x_4 = dn * mlp_norm_v.v[i];
-                x_4_keep.v[i] = x_4;
-                drstd += lane0 * x_4;
+                const float x = dn * mlp_norm_v.v[i];
+                x_keep.v[i] = x;
+                const float lane0_part = lane0_part_v.v[i];
+                const float h = h_v.v[i];
+                const float lane2_part = lane2_part_v.v[i];
+                const float lane0_3 = lane0_part + h + 0.33333333f * lane2_part;
+                drstd += x * lane0_3;
+                part_sum_keep.v[i] += dn * (rstd * lane0_part + rstd * h + 0.33333333f * rstd * lane2_part);
+                const float dout = dout_v.v[i];
+                dresid_lambda0 += dout * lane0_3;
             }
         }
         drstd = warp_sum(drstd);
+        const float mul_3 = rstd * rstd * rstd * drstd;
+        const float mul_4 = (-0.0208333333f) * mul_3;
 
         if (c < 48) {
-            f32x8 dlane1_o;
-            f32x8 dlane2_o;
-            f32x8 dx0_next_3_o;
+            f32x8 du_o;
             f32x8 dh_o;
             #pragma unroll
             for (int i = 0; i < 8; i++) {
-                const float x0 = x0_v.v[i];
+                const float lane0_part = lane0_part_v.v[i];
+                const float h = h_v.v[i];
+                const float lane2_part = lane2_part_v.v[i];
+                const float du = rstd * x_keep.v[i] + mul_4 * lane0_part + mul_4 * h + (-0.0069444444f) * mul_3 * lane2_part;
+                du_o.v[i] = du;
                 const float dout = dout_v.v[i];
-                const float lane0 = lane0_v.v[i];
-                const float dlane0 = dout * resid_lambda0 + x_4_keep.v[i] * rstd + (-0.0208333333f) * (drstd * (rstd * (rstd * rstd))) * lane0;
-                dp_coef += x0 * dlane0;
-                const float dlane1 = 0.33333333f * dlane0;
-                dlane1_o.v[i] = dlane1;
-                const float dlane2 = -dout * back_gate + dlane1;
-                dlane2_o.v[i] = dlane2;
-                const float lane0_2 = lane0_2_v.v[i];
-                const float lane1 = lane1_v.v[i];
-                const float lane2 = lane2_v.v[i];
-                sum += (lane0_2 + lane1 + lane2) * dlane0;
-                dx0_coef2 += x0 * dlane2;
-                const float lane0_3 = lane0_3_v.v[i];
-                const float lane1_2 = lane1_2_v.v[i];
-                const float lane2_2 = lane2_2_v.v[i];
-                dresid_lambda2 += (res6 * lane0_3 + res7 * lane1_2 + res8 * lane2_2) * dlane2;
-                dres8 += lane2_2 * dlane2;
-                dres7 += lane1_2 * dlane2;
-                dres6 += lane0_3 * dlane2;
-                dresid_lambda1 += (res3 * lane0_3 + res4 * lane1_2 + res5 * lane2_2) * dlane0;
-                dres5 += lane2_2 * dlane0;
-                dres4 += lane1_2 * dlane0;
-                dres3 += lane0_3 * dlane0;
-                const float dx0 = dx0_v.v[i];
-                const float dx0_next_3 = dx0 + dlane2 * x0_coef2 + dlane1 * x0_coef1 + dlane1 * x0_coef0;
-                dx0_next_3_o.v[i] = dx0_next_3;
-                const float dh = dlane2 + dlane1 + dlane1;
+                const float dlane1 = s * dout + 0.33333333f * du;
+                const float dh = 2.f * dlane1 + s_2 * dout + dlane1;
                 dh_o.v[i] = dh;
-                dresid_lambda0 += (res0 * lane0_3 + res1 * lane1_2 + res2 * lane2_2) * dlane0;
+                const float emb = emb_v.v[i];
+                const float src_e = src_e_v.v[i];
+                const float lane0_2 = lane0_2_v.v[i];
+                const float h_2 = h_2_v.v[i];
+                sum_2 += (x0_coef0 * rstd_2 * emb + e_coef0 * src_e + s_3 * lane0_2 + post0 * h_2) * du;
             }
-            st8(dlane1_out + t*48 + c, dlane1_o);
-            st8(dlane2_out + t*48 + c, dlane2_o);
-            st8(dx0_out + t*48 + c, dx0_next_3_o);
+            st8(du_out + t*48 + c, du_o);
             st8(dh_out + t*48 + c, dh_o);
         }
     }
-    dp_coef = warp_sum(dp_coef);
-    sum = warp_sum(sum);
-    dx0_coef2 = warp_sum(dx0_coef2);
-    dresid_lambda2 = warp_sum(dresid_lambda2);
-    dres8 = warp_sum(dres8);
-    dres7 = warp_sum(dres7);
-    dres6 = warp_sum(dres6);
-    dresid_lambda1 = warp_sum(dresid_lambda1);
-    dres5 = warp_sum(dres5);
-    dres4 = warp_sum(dres4);
-    dres3 = warp_sum(dres3);
     dresid_lambda0 = warp_sum(dresid_lambda0);
+    sum_2 = warp_sum(sum_2);
 
     for (long slot = blockIdx.x*4L + warp; slot < P; slot += gridDim.x*4L) {
         const bool own = slot == blockIdx.x*4L + warp;
@@ -284,18 +230,8 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
         if (c < 48)
             st8(part + slot*48 + c, own ? part_sum_keep : f32x8());
         if (lane == 0) {
-            sums[slot] = own ? dp_coef : 0.f;
-            sums[P + slot] = own ? sum : 0.f;
-            sums[2*P + slot] = own ? dx0_coef2 : 0.f;
-            sums[3*P + slot] = own ? dresid_lambda2 : 0.f;
-            sums[4*P + slot] = own ? dres8 : 0.f;
-            sums[5*P + slot] = own ? dres7 : 0.f;
-            sums[6*P + slot] = own ? dres6 : 0.f;
-            sums[7*P + slot] = own ? dresid_lambda1 : 0.f;
-            sums[8*P + slot] = own ? dres5 : 0.f;
-            sums[9*P + slot] = own ? dres4 : 0.f;
-            sums[10*P + slot] = own ? dres3 : 0.f;
-            sums[11*P + slot] = own ? dresid_lambda0 : 0.f;
+            sums[slot] = own ? dresid_lambda0 : 0.f;
+            sums[P + slot] = own ? sum_2 : 0.f;
         }
     }
 }

@@ -1,0 +1,294 @@
+/* Terms -> Decisions: what every slot stores.
+ *
+ * Dynamic programming along depth.  A state says which stored vectors each live
+ * node is made of; from each state of a slot every combination of choices leads
+ * to one of the next.  Of equal states the cheapest stays, and a state goes if
+ * another costs no more and needs no vector that it does not need.  Of what is
+ * left the `Beam` cheapest go on.
+ *
+ * The forward pass is decided first, with what the backward pass will have to
+ * load for it (slot_later) in its cost.  Everything is in order of numbers:
+ * the same spec gives the same plan. */
+#include "search.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { MaxCombos = 96 };
+
+/* a way from a state of the slot before to one of this slot */
+typedef struct {
+	double bound;           /* cost, and what the backward pass will load */
+	double rank;            /* with what live forms will load once at least */
+	int from, order;
+	uint8_t choice[MaxCands];
+	int *live;              /* forms of the live nodes */
+} Move;
+
+typedef struct {
+	Machine *k;
+	int beam;               /* states that go on; 0: all that differ */
+	int nstate, capstate;
+	State **state;          /* of all slots; prev is an index */
+	double *bound;
+	int capbound, nbound;
+	int from, to;           /* states of the slot before */
+	int nlive, *live;       /* nodes whose forms matter later */
+	int nstep, capstep;
+	Move *step;
+} Search;
+
+/* nodes whose forms after slot t decide what later slots cost */
+static void
+find_live(Search *s, int t)
+{
+	const Terms *m = s->k->m;
+	const Slot *p = &m->slot[t];
+	const Node *x;
+	int i, last;
+
+	s->nlive = 0;
+	for (i = 0; i < m->nnode; i++) {
+		x = &m->node[i];
+		last = t < m->first_bwd && s->beam ? x->last_fwd : x->last;
+		if (x->slot <= t && last > t && x->kind != NODE_MEM && x->kind != NODE_FREE)
+			s->live[s->nlive++] = i;
+	}
+	for (i = 0; i < p->npend; i++)
+		s->live[s->nlive++] = p->pend[i];
+}
+
+static void
+step_add(Search *s, const State *x, int from, double bound, const uint8_t *choice)
+{
+	Arena *a = s->k->a;
+	Move *p = PUSH(a, s->step, s->nstep, s->capstep);
+	int i;
+
+	p->bound = bound;
+	p->rank = bound + slot_ahead(s->k, x, s->live, s->nlive);
+	p->from = from;
+	p->order = s->nstep;
+	memcpy(p->choice, choice, MaxCands);
+	p->live = NEWN(a, int, s->nlive + 1);
+	for (i = 0; i < s->nlive; i++)
+		p->live[i] = x->form[s->live[i]];
+}
+
+/* Every combination of the options of the candidates; of too many, those with at
+ * most two that are not the first of their options, and each option for all. */
+static bool
+next_choice(const int *nopt, int n, uint8_t (*opt)[3], int step, uint8_t *choice)
+{
+	int i, j, k = step, combos = 1;
+
+	for (i = 0; i < n && combos <= MaxCombos; i++)
+		combos *= nopt[i];
+	for (i = 0; i < n; i++)
+		choice[i] = opt[i][0];
+	if (combos <= MaxCombos) {
+		for (i = 0; i < n; k /= nopt[i++])
+			choice[i] = opt[i][k % nopt[i]];
+		return k == 0;
+	}
+	if (k < 3) {
+		for (i = 0; i < n; i++)
+			choice[i] = opt[i][k < nopt[i] ? k : nopt[i] - 1];
+		return true;
+	}
+	k -= 3;
+	for (i = 0; i < n; i++) {
+		if (k < nopt[i] - 1) {
+			choice[i] = opt[i][1 + k];
+			return true;
+		}
+		k -= nopt[i] - 1;
+		for (j = 0; j < i; j++) {
+			if (k < (nopt[i] - 1) * (nopt[j] - 1)) {
+				choice[i] = opt[i][1 + k % (nopt[i] - 1)];
+				choice[j] = opt[j][1 + k / (nopt[i] - 1)];
+				return true;
+			}
+			k -= (nopt[i] - 1) * (nopt[j] - 1);
+		}
+	}
+	return false;
+}
+
+static void
+from_state(Search *s, int from, int t, State *x)
+{
+	Machine *k = s->k;
+	uint8_t choice[MaxCands] = {0}, opt[MaxCands][3];
+	int nopt[MaxCands], step;
+
+	slot_candidates(k, t);
+	if (!slot_run(k, s->state[from], t, choice, x))
+		bug("search: slot %d cannot be left alone", t);
+	slot_options(k, x, t, nopt, opt);
+	for (step = 0; next_choice(nopt, k->ncand, opt, step, choice); step++) {
+		if (!slot_run(k, s->state[from], t, choice, x))
+			continue;
+		step_add(s, x, from, s->bound[from] + x->cost - s->state[from]->cost +
+		         x->work - s->state[from]->work + slot_later(k, x, t), choice);
+	}
+}
+
+static int
+by_bound(const void *a, const void *b)
+{
+	const Move *x = a, *y = b;
+
+	return x->bound < y->bound ? -1 : x->bound > y->bound ? 1 : x->order - y->order;
+}
+
+static int
+by_rank(const void *a, const void *b)
+{
+	const Move *x = a, *y = b;
+
+	return x->rank < y->rank ? -1 : x->rank > y->rank ? 1 : x->order - y->order;
+}
+
+/* Does a state that costs no more need no vector that this one does not need? */
+static bool
+is_needless(const Search *s, const Move *x, const Move *kept)
+{
+	int i;
+
+	if (kept->bound > x->bound)
+		return false;
+	for (i = 0; i < s->nlive; i++)
+		if (s->beam ? !set_within(s->k, kept->live[i], x->live[i]) :
+		    kept->live[i] != x->live[i])
+			return false;
+	return true;
+}
+
+static int
+keep_some(Search *s, Move *kept, int n, int most)
+{
+	int i, j;
+
+	for (i = 0; i < s->nstep && (!most || n < most); i++) {
+		for (j = 0; j < n && !is_needless(s, &s->step[i], &kept[j]); j++)
+			;
+		if (j == n)
+			kept[n++] = s->step[i];
+	}
+	return n;
+}
+
+/* Half of those that go on are the cheapest so far, half the cheapest with what
+ * they will load for sure. */
+static void
+keep_best(Search *s, int t, int beam)
+{
+	Arena *a = s->k->a;
+	Move *kept = NEWN(a, Move, beam ? beam + 1 : s->nstep + 1);
+	int i, n;
+	State *x;
+
+	qsort(s->step, (size_t)s->nstep, sizeof *s->step, by_bound);
+	n = keep_some(s, kept, 0, (beam + 1) / 2);
+	if (beam > 1) {
+		qsort(s->step, (size_t)s->nstep, sizeof *s->step, by_rank);
+		n = keep_some(s, kept, n, beam);
+	}
+	slot_candidates(s->k, t);
+	for (i = 0; i < n; i++) {
+		x = state_start(s->k);
+		x->prev = kept[i].from;
+		x->choice = NEWN(a, uint8_t, MaxCands);
+		memcpy(x->choice, kept[i].choice, MaxCands);
+		(void)slot_run(s->k, s->state[x->prev], t, x->choice, x);
+		*PUSH(a, s->state, s->nstate, s->capstate) = x;
+		*PUSH(a, s->bound, s->nbound, s->capbound) = kept[i].bound;
+	}
+	s->nstep = 0;
+}
+
+static void
+replay(Search *s, Decisions *d, int best)
+{
+	Machine *k = s->k;
+	int t, i, *path = NEWN(k->a, int, k->m->nslot + 1);
+	State *x = state_start(k), *y = state_start(k), *z;
+
+	for (t = k->m->nslot, i = best; t >= 0; t--, i = s->state[i]->prev)
+		path[t] = i;
+	k->log = d;
+	for (t = 0; t < k->m->nslot; t++) {
+		slot_candidates(k, t);
+		if (!slot_run(k, x, t, s->state[path[t + 1]]->choice, y))
+			bug("search: slot %d cannot be run again", t);
+		z = x;
+		x = y;
+		y = z;
+	}
+	k->log = NULL;
+	d->nbytes = x->cost;
+}
+
+Decisions *
+search(Arena *a, const Terms *m, int beam)
+{
+	Decisions *d = NEW(a, Decisions);
+	Search s = { .k = machine_new(a, m), .beam = beam };
+	State *x = state_start(s.k);
+	int t, i;
+
+	s.live = NEWN(a, int, 2 * m->nnode + 1);
+	*PUSH(a, s.state, s.nstate, s.capstate) = state_start(s.k);
+	*PUSH(a, s.bound, s.nbound, s.capbound) = 0;
+	s.to = 1;
+	for (t = 0; t < m->nslot; t++) {
+		find_live(&s, t);
+		for (i = s.from; i < s.to; i++)
+			from_state(&s, i, t, x);
+		keep_best(&s, t, t == m->nslot - 1 || (t == m->first_bwd - 1 && beam) ? 1 : beam);
+		s.from = s.to;
+		s.to = s.nstate;
+	}
+	replay(&s, d, s.from);
+	return d;
+}
+
+/* One plan, or the better of two where the spec leaves open whether sums of
+ * sources are made ahead. */
+static Terms *
+best_plan(Arena *a, const Graph *g, const Knobs *knob, Decisions **d)
+{
+	Knobs k = *knob;
+	Terms *m, *other;
+	Decisions *e;
+
+	k.sources = k.sources == SOURCES_AUTO ? SOURCES_INLINE : k.sources;
+	m = terms_of(a, g, &k);
+	*d = search(a, m, Beam);
+	if (knob->sources != SOURCES_AUTO)
+		return m;
+	k.sources = SOURCES_PRECOMPUTE;
+	other = terms_of(a, g, &k);
+	if (!other->nahead)
+		return m;
+	e = search(a, other, Beam);
+	if (e->nbytes >= (*d)->nbytes)
+		return m;
+	*d = e;
+	return other;
+}
+
+Graph *
+plan_search(Arena *a, const Graph *g, const Knobs *knob)
+{
+	Decisions *d;
+	Terms *m;
+	int i;
+
+	for (i = 0; i < g->n; i++)
+		if (g->v[i].op == OP_SHIFT || g->v[i].op == OP_UNSHIFT)
+			return (Graph *)g;
+	m = best_plan(a, g, knob, &d);
+	return rewrite(a, g, m, d);
+}

@@ -236,6 +236,36 @@ point_shape(const Graph *g, Op op, int x, int y, Val *r)
 		bug("graph: %s of a matrix", op_info[op].name);
 }
 
+/* v, a number per row, as s * r with s the same for all rows */
+static void
+split_row_factor(Graph *g, int v, int *s, int *r)
+{
+	const Val *x = &g->v[v];
+
+	*s = -1;
+	*r = v;
+	if (x->op != OP_MUL || x->kind != K_ROWVAL || g->v[x->arg[0]].kind > K_SCALAR)
+		return;
+	*s = x->arg[0];
+	*r = x->arg[1];
+}
+
+/* s*r + t*r = (s + t)*r for numbers per row: coefficients of vectors that were
+ * written out add up so.  -1: no such pair */
+static int
+fold_row_sum(Graph *g, Op op, int x, int y)
+{
+	int s, t, r, q;
+
+	split_row_factor(g, x, &s, &r);
+	split_row_factor(g, y, &t, &q);
+	if (r != q || (s < 0 && t < 0) || g->v[r].kind != K_ROWVAL)
+		return -1;
+	s = s < 0 ? num(g, 1) : s;
+	t = t < 0 ? num(g, 1) : t;
+	return point(g, OP_MUL, point(g, op, s, t), r);
+}
+
 /* Algebra on numbers and signs; -1: nothing to fold. */
 static int
 point_fold(Graph *g, Op op, int x, int y)
@@ -256,7 +286,7 @@ point_fold(Graph *g, Op op, int x, int y)
 			return point(g, OP_SUB, x, b->arg[0]);
 		if (a->op == OP_NEG)
 			return point(g, OP_SUB, y, a->arg[0]);
-		break;
+		return fold_row_sum(g, op, x, y);
 	case OP_SUB:
 		if (is_num(g, y, 0))
 			return x;
@@ -264,7 +294,7 @@ point_fold(Graph *g, Op op, int x, int y)
 			return point(g, OP_NEG, y, -1);
 		if (b->op == OP_NEG)
 			return point(g, OP_ADD, x, b->arg[0]);
-		break;
+		return fold_row_sum(g, op, x, y);
 	case OP_NEG:
 		if (a->op == OP_NEG)
 			return a->arg[0];

@@ -240,6 +240,18 @@ here(const Lower *l, int base)
 	return (Idx){ base, l->D, l->pairs ? 2 : 1 };
 }
 
+/* in another scalar: coefficients and sums by name, so that what many products
+ * have in common is written once */
+static Exp *
+scalar_operand(Lower *l, int v)
+{
+	const Val *x = &l->g->v[v];
+	bool coef = x->op == OP_BF16 && l->g->v[x->arg[0]].op == OP_COEF;
+
+	return x->kind == K_SCALAR && (coef || x->op == OP_ADD || x->op == OP_SUB || l->name[v]) ?
+	       scalar_named(l, v) : scalar(l, v);
+}
+
 Exp *
 scalar(Lower *l, int v)
 {
@@ -260,8 +272,8 @@ scalar(Lower *l, int v)
 	}
 	if (op_info[x->op].class != CL_POINT)
 		bug("lower: scalar %s in a row kernel", op_info[x->op].name);
-	return exp_op(l, x->op, scalar(l, x->arg[0]),
-	              x->arg[1] >= 0 ? scalar(l, x->arg[1]) : NULL);
+	return exp_op(l, x->op, scalar_operand(l, x->arg[0]),
+	              x->arg[1] >= 0 ? scalar_operand(l, x->arg[1]) : NULL);
 }
 
 /* scalars are read before the rows and named: post0, lambda */

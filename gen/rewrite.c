@@ -80,15 +80,37 @@ is_before(const Graph *g, int x, int y)
 	return g->v[x].kind != g->v[y].kind ? g->v[x].kind < g->v[y].kind : x < y;
 }
 
+/* of the factors that are numbers per row, or of those that are not; -1: none */
 static int
-product(Graph *g, const Product *p, Kind upto)
+product(Graph *g, const Product *p, bool rowvals)
 {
 	int i, c = -1;
 
 	for (i = 0; i < p->n; i++)
-		if (g->v[p->f[i]].kind <= upto)
+		if ((g->v[p->f[i]].kind > K_SCALAR) == rowvals)
 			c = c < 0 ? p->f[i] : mul(g, c, p->f[i]);
 	return c;
+}
+
+/* resid_lambda * post0 is called resid_lambda_post0 in kernels */
+static void
+name_product(Graph *g, const Product *p, int s)
+{
+	const Val *v;
+	Buf b = {0};
+	int i, n = 0;
+
+	for (i = 0; i < p->n; i++) {
+		v = &g->v[p->f[i]];
+		if (v->kind != K_SCALAR)
+			continue;
+		if (v->op == OP_BF16 && !v->name)
+			v = &g->v[v->arg[0]];
+		buf_printf(&b, "%s%s", n++ ? "_" : "", v->name ? v->name : "s");
+	}
+	if (n <= 3)
+		val_named(g, s, b.s);
+	buf_free(&b);
 }
 
 static int
@@ -107,10 +129,10 @@ times(Graph *g, int a, int b)
 			p.f[j] = p.f[j - 1];
 			p.f[j - 1] = t;
 		}
-	s = product(g, &p, K_SCALAR);
-	for (r = -1, i = 0; i < p.n; i++)
-		if (g->v[p.f[i]].kind > K_SCALAR)
-			r = r < 0 ? p.f[i] : mul(g, r, p.f[i]);
+	s = product(g, &p, false);
+	if (s >= 0 && g->v[s].op == OP_MUL)
+		name_product(g, &p, s);
+	r = product(g, &p, true);
 	if (s < 0)
 		s = num(g, p.num);
 	else
@@ -556,6 +578,25 @@ stored_vec(const Rewrite *r, int id)
 	return r->form[id].part[0].vec;
 }
 
+/* a normed form that this slot makes is still at hand as what it was made of */
+static void
+add_at_hand(Rewrite *r, Form *f, Part p)
+{
+	const Slot *s = &r->m->slot[r->t];
+	const Node *x;
+	int i;
+
+	for (i = 0; i < s->nmade; i++) {
+		x = &r->m->node[s->made[i]];
+		if (!has_norm(r->m, x) || r->laid[x->norm] != p.vec)
+			continue;
+		p.coef = times(r->n, p.coef, value(r, x->norm_coef));
+		p.vec = value(r, x->val);
+		break;
+	}
+	form_add(r, f, p.coef, p.vec);
+}
+
 /* add up what the search named of a pending sum, and lay it down */
 static void
 make_part(Rewrite *r, const Action *x)
@@ -569,7 +610,10 @@ make_part(Rewrite *r, const Action *x)
 	for (i = 0; i < f->n; i++) {
 		for (j = 0; j < x->nvec && stored_vec(r, x->vec[j]) != f->part[i].vec; j++)
 			;
-		form_add(r, j < x->nvec ? &in : &rest, f->part[i].coef, f->part[i].vec);
+		if (j < x->nvec)
+			add_at_hand(r, &in, f->part[i]);
+		else
+			form_add(r, &rest, f->part[i].coef, f->part[i].vec);
 	}
 	if (in.n != x->nvec)
 		bug("rewrite: a part of %d vectors, of which %d are there", x->nvec, in.n);

@@ -4,7 +4,7 @@
  * node is made of; from each state of a slot every combination of choices leads
  * to one of the next.  Of equal states the cheapest stays, and a state goes if
  * another costs no more and needs no vector that it does not need.  Of what is
- * left the `Beam` cheapest go on.
+ * left as many go on as the time allows (`beam_of`).
  *
  * The forward pass is decided first, with what the backward pass will have to
  * load for it (slot_later) in its cost.  Everything is in order of numbers:
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MaxCombos = 96 };
+enum { MaxCombos = 96, BeamStates = 4096, MinBeam = 32 };
 
 /* a way from a state of the slot before to one of this slot */
 typedef struct {
@@ -254,6 +254,15 @@ search(Arena *a, const Terms *m, int beam)
 	return d;
 }
 
+/* as wide as the time allows: exact in practice for a layer or two */
+static int
+beam_of(const Terms *m)
+{
+	int n = BeamStates / (m->nslot + 1);
+
+	return n < MinBeam ? MinBeam : n;
+}
+
 /* One plan, or the better of two where the spec leaves open whether sums of
  * sources are made ahead. */
 static Terms *
@@ -265,14 +274,14 @@ best_plan(Arena *a, const Graph *g, const Knobs *knob, Decisions **d)
 
 	k.sources = k.sources == SOURCES_AUTO ? SOURCES_INLINE : k.sources;
 	m = terms_of(a, g, &k);
-	*d = search(a, m, Beam);
+	*d = search(a, m, beam_of(m));
 	if (knob->sources != SOURCES_AUTO)
 		return m;
 	k.sources = SOURCES_PRECOMPUTE;
 	other = terms_of(a, g, &k);
 	if (!other->nahead)
 		return m;
-	e = search(a, other, Beam);
+	e = search(a, other, beam_of(other));
 	if (e->nbytes >= (*d)->nbytes)
 		return m;
 	*d = e;

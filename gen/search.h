@@ -167,8 +167,6 @@ Terms *terms_of(Arena *a, const Graph *g, const Knobs *knob);
 void terms_print(const Terms *m, FILE *f);
 
 /* search.c */
-enum { Beam = 32 };
-
 /* beam: states that go on from a slot; 0: all that differ, which takes as long as
  * it takes */
 Decisions *search(Arena *a, const Terms *m, int beam);

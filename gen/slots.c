@@ -12,9 +12,10 @@
 #include <string.h>
 
 /* Terms that a kernel adds in the time it takes to move one vector, or rather
- * more: of plans that move the same, the one that adds less wins, and none goes
- * far to spell a vector out in many terms. */
-enum { TermsPerByte = 400, ManyTerms = 24 };
+ * more: of plans that move the same, the one that adds less wins.  Products in
+ * the coefficients of terms count for more: many of them are registers and pages
+ * of text. */
+static const double TermsPerByte = 60, ProductsPerByte = 6;
 
 /* sets */
 
@@ -394,15 +395,13 @@ term_slot(const Terms *m, int sum, int node)
 	return x->term[i].slot;
 }
 
-/* count the terms of sum n */
+/* count the terms of sum n, of which each is a vector times a sum of products */
 static void
-spell(Machine *k, const State *to, int n)
+spell(Machine *k, const State *to, int n, int nvec)
 {
-	float x = to->paths[n];
+	float more = to->paths[n] - (float)nvec;
 
-	if (x > ManyTerms)
-		x *= x / ManyTerms;
-	k->work += x / TermsPerByte * k->m->node[n].nbytes;
+	k->work += k->m->node[n].nbytes * (nvec / TermsPerByte + (more > 0 ? more / ProductsPerByte : 0));
 }
 
 /* nodes that can exist from slot t on, in the order of their definitions */
@@ -436,7 +435,7 @@ make_nodes(Machine *k, State *to, int t, const uint8_t *choice)
 			}
 		}
 		if (x->kind == NODE_SUM)
-			spell(k, to, n);
+			spell(k, to, n, k->set[f].n);
 		if (x->kind != NODE_SUM || post != f)
 			to->paths[n] = 1;
 		k->orig[n] = f;
@@ -524,7 +523,7 @@ store_part(Machine *k, State *to, int t, int n, bool whole)
 	if (nin < 2)
 		return false;
 	set = set_of(k, in, nin);
-	spell(k, to, n);
+	spell(k, to, n, nin + nout);
 	to->paths[n] = 1 + (float)nout;
 	absorb_pairs(k, to, t, n, set);
 	if ((x = note(k, t, DO_PART, n))) {

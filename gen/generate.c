@@ -18,6 +18,22 @@ align256(size_t n)
 	return (n + 255) & ~(size_t)255;
 }
 
+/* spec->plan.lock names a file: its text goes where the search looks for it */
+static void
+read_lock(Arena *a, const Spec *s)
+{
+	Knobs *k = (Knobs *)&s->plan;
+	char *text;
+	size_t n;
+
+	if (!k->lock || k->locked)
+		return;
+	text = file_read(a, k->lock, &n);
+	if (!text)
+		die("plan.lock: cannot read %s: %s", k->lock, strerror(errno));
+	k->locked = text;
+}
+
 static double
 row_time(const Plan *p)
 {
@@ -37,13 +53,16 @@ planned(Arena *a, const Graph *g, int target)
 	const Knobs *knob = &g->model->spec->plan;
 	static const Knobs none;
 	Plan *naive, *p;
+	Buf lock = {0};
 	Graph *r;
 
 	if (g->model->spec->search == SEARCH_NAIVE)
 		return fuse(a, g, target);
-	r = plan_search(a, g, knob);
+	r = plan_search(a, g, knob, &lock);
 	graph_verify(r);
 	p = fuse(a, r, target);
+	p->lock = arena_strdup(a, lock.s ? lock.s : "");
+	buf_free(&lock);
 	if (memcmp(knob, &none, sizeof none) != 0)
 		return p;
 	naive = fuse(a, g, target);
@@ -131,6 +150,31 @@ size_arenas(Bundle *b, long T)
 	b->nbytes[A_SCHED] = b->nbytes[A_RESULT] = 256;
 }
 
+/* the text of plan.lock, for all programs that were searched */
+void
+bundle_lock(const Bundle *b, Buf *o)
+{
+	const char *text;
+	int i;
+
+	for (i = 0; i < PLAN_UPDATE; i++) {
+		text = b->plan[i]->lock;
+		if (!text)
+			continue;
+		/* the first line is the file's */
+		buf_puts(o, o->len ? strchr(text, '\n') + 1 : text);
+	}
+}
+
+void
+explain_plan(Arena *a, const Model *m, Buf *o)
+{
+	Graph *g = graph_build(a, m, GRAPH_TRAIN, m->T);
+
+	grad_append(g);
+	plan_why(a, simplify(a, g), &m->spec->plan, o);
+}
+
 Bundle *
 generate(Arena *a, const Model *m, long T, int target, const char *dump)
 {
@@ -142,6 +186,7 @@ generate(Arena *a, const Model *m, long T, int target, const char *dump)
 	b->model = m;
 	b->target = target;
 	model_verify(m);
+	read_lock(a, m->spec);
 	if (strchr(dump, 'm'))
 		model_print(m, stdout);
 	b->plan[PLAN_TRAIN] = program(a, m, GRAPH_TRAIN, T, target, dump);

@@ -203,8 +203,12 @@ Graph *compact(Arena *a, const Graph *g);
 
 /* search.c, rewrite.c: what is stored and in which form, by `plan` of the spec.
  * requires: simplified graph.  provides: the same function, with the level of
- * each value that a kernel is to compute once */
-Graph *plan_search(Arena *a, const Graph *g, const Knobs *knob);
+ * each value that a kernel is to compute once; lock: gets the decisions, or NULL */
+Graph *plan_search(Arena *a, const Graph *g, const Knobs *knob, Buf *lock);
+
+/* why.c: for people, what each choice of the search costs and what the next best
+ * would cost */
+void plan_why(Arena *a, const Graph *g, const Knobs *knob, Buf *o);
 
 /* fuse.c */
 
@@ -292,6 +296,7 @@ typedef struct {
 	int *partof;            /* SUMR to scalar -> its partial, or -1 */
 	size_t acts_nbytes;
 	Opd logits;
+	const char *lock;       /* decisions of the search, or "" */
 } Plan;
 
 /* cpu: blocks of rows of a kernel, which are its partials per sum
@@ -358,6 +363,10 @@ typedef struct {
 /* The pipeline: spec to everything that is emitted.  T: rows of a micro-batch
  * (0: as the spec says).  dump: stages to print, or "". */
 Bundle *generate(Arena *a, const Model *m, long T, int target, const char *dump);
+void bundle_lock(const Bundle *b, Buf *o);      /* the text of plan.lock */
+void explain_plan(Arena *a, const Model *m, Buf *o);    /* why.c, of the train program */
+void diff_bundles(const Bundle *a, const Bundle *b, Buf *o);    /* diff.c */
+void plan_dot(const Bundle *b, Buf *o); /* report.c: the train program for graphviz */
 void emit_texts(Bundle *b);             /* emit.c */
 void manifest(const Bundle *b, Buf *out);       /* manifest.c */
 void report(const Bundle *b, Buf *out);         /* report.c: plan.txt */

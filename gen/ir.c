@@ -244,7 +244,7 @@ split_row_factor(Graph *g, int v, int *s, int *r)
 
 	*s = -1;
 	*r = v;
-	if (x->op != OP_MUL || x->kind != K_ROWVAL || g->v[x->arg[0]].kind > K_SCALAR)
+	if (x->at || x->op != OP_MUL || x->kind != K_ROWVAL || g->v[x->arg[0]].kind > K_SCALAR)
 		return;
 	*s = x->arg[0];
 	*r = x->arg[1];
@@ -266,13 +266,22 @@ fold_row_sum(Graph *g, Op op, int x, int y)
 	return point(g, OP_MUL, point(g, op, s, t), r);
 }
 
+/* What a value that is laid down was made of is no concern of its users: they
+ * are to read it. */
+static Op
+shown_op(const Val *v)
+{
+	return v->at ? NOp : v->op;
+}
+
 /* Algebra on numbers and signs; -1: nothing to fold. */
 static int
 point_fold(Graph *g, Op op, int x, int y)
 {
 	const Val *a = &g->v[x], *b = y >= 0 ? &g->v[y] : NULL;
+	Op aop = shown_op(a), bop = b ? shown_op(b) : NOp;
 
-	if (a->op == OP_NUM && (!b || b->op == OP_NUM))
+	if (aop == OP_NUM && (!b || bop == OP_NUM))
 		return num(g, point_eval(op, a->num, b ? b->num : 0));
 	switch ((int)op) {
 	case OP_ADD:
@@ -282,9 +291,9 @@ point_fold(Graph *g, Op op, int x, int y)
 			return x;
 		if (x == y)
 			return point(g, OP_MUL, num(g, 2), x);
-		if (b->op == OP_NEG)
+		if (bop == OP_NEG)
 			return point(g, OP_SUB, x, b->arg[0]);
-		if (a->op == OP_NEG)
+		if (aop == OP_NEG)
 			return point(g, OP_SUB, y, a->arg[0]);
 		return fold_row_sum(g, op, x, y);
 	case OP_SUB:
@@ -292,18 +301,18 @@ point_fold(Graph *g, Op op, int x, int y)
 			return x;
 		if (is_num(g, x, 0))
 			return point(g, OP_NEG, y, -1);
-		if (b->op == OP_NEG)
+		if (bop == OP_NEG)
 			return point(g, OP_ADD, x, b->arg[0]);
 		return fold_row_sum(g, op, x, y);
 	case OP_NEG:
-		if (a->op == OP_NEG)
+		if (aop == OP_NEG)
 			return a->arg[0];
-		if (a->op == OP_MUL && g->v[a->arg[0]].op == OP_NUM)
+		if (aop == OP_MUL && g->v[a->arg[0]].op == OP_NUM)
 			return point(g, OP_MUL, num(g, -g->v[a->arg[0]].num),
 			             g->v[x].arg[1]);
 		break;
 	case OP_MUL:
-		if (b->op == OP_NUM)
+		if (bop == OP_NUM)
 			return point(g, op, y, x);
 		if (is_num(g, x, 0))
 			return x;
@@ -311,10 +320,10 @@ point_fold(Graph *g, Op op, int x, int y)
 			return y;
 		if (is_num(g, x, -1))
 			return point(g, OP_NEG, y, -1);
-		if (a->op == OP_NUM && b->op == OP_MUL && g->v[b->arg[0]].op == OP_NUM)
+		if (aop == OP_NUM && bop == OP_MUL && g->v[b->arg[0]].op == OP_NUM)
 			return point(g, op, num(g, a->num * g->v[b->arg[0]].num),
 			             g->v[y].arg[1]);
-		if (a->op == OP_NUM && b->op == OP_NEG)
+		if (aop == OP_NUM && bop == OP_NEG)
 			return point(g, op, num(g, -a->num), g->v[y].arg[0]);
 		break;
 	}
@@ -350,6 +359,8 @@ split_factor(const Graph *g, int v, int *s, int *rest)
 	const Val *x = &g->v[v], *f;
 	int i;
 
+	if (x->at)
+		return false;
 	if (x->op == OP_NEG) {
 		*s = -1;
 		*rest = x->arg[0];
@@ -493,7 +504,7 @@ slice(Graph *g, int x, int lo, int width)
 	if (g->folding) {
 		if (a->op == OP_NUM || (lo == 0 && a->width == width))
 			return x;
-		if (a->op == OP_PAD && a->attr[0] == lo &&
+		if (a->op == OP_PAD && !a->at && a->attr[0] == lo &&
 		    g->v[a->arg[0]].width == width)
 			return a->arg[0];
 	}

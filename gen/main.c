@@ -14,11 +14,11 @@ typedef struct {
 	const char *set[256];
 	const char *out;        /* -o */
 	const char *dump;       /* -d */
-	const char *device, *params, *tokens, *dump_file, *prompt, *run, *kernels, *arch;
+	const char *device, *params, *tokens, *dump_file, *prompt, *run, *kernels, *arch, *lock;
 	long n, threads, rows, seq;
 	double temperature;
 	long long seed;
-	bool has_seed, json, quiet, logits, list_params, schema, reference, bytes, keep;
+	bool has_seed, json, quiet, logits, list_params, schema, reference, bytes, keep, why, dot;
 } Options;
 
 static const char usage[] =
@@ -27,6 +27,7 @@ static const char usage[] =
 "                           --schema: the table of keys, without a SPEC)\n"
 "  emit SPEC [-o DIR]       write the trainer: spec.yaml, plan.txt, manifest, kernels/\n"
 "  plan SPEC                steps, bytes, flops, modelled time, memory map\n"
+"  diff SPEC SPEC           what differs: keys of the model, plan, kernels\n"
 "  show SPEC [KERNEL]       the kernels; one of them, as CUDA: mathematics, bytes, text, registers\n"
 "  compile SPEC [--arch A,…] emit CUDA and compile it with NVRTC: registers, spills, shared memory of each kernel\n"
 "  verify SPEC              emitted kernels against the interpreter in double, step by step and as a whole\n"
@@ -45,6 +46,10 @@ static const char usage[] =
 "  --json             machine-readable output (check, compile, train, doctor)   --quiet   less of it\n"
 "emit\n"
 "  --keep             leave kernels that were edited in DIR as they are\n"
+"plan\n"
+"  --why              what each choice of the search is worth, beside the next best\n"
+"  --dot              the plan as a graph, for graphviz\n"
+"  --lock FILE        write the plan, for the key plan.lock\n"
 "verify\n"
 "  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"
 "                     one forward and backward on your own parameters and tokens\n"
@@ -90,7 +95,7 @@ word_option(Options *o, const char *opt, const char *value)
 		{ "--params", &o->params }, { "--tokens", &o->tokens },
 		{ "--dump", &o->dump_file }, { "--prompt", &o->prompt },
 		{ "--run", &o->run }, { "--kernels", &o->kernels },
-		{ "--arch", &o->arch },
+		{ "--arch", &o->arch }, { "--lock", &o->lock },
 	};
 	size_t i;
 
@@ -130,7 +135,7 @@ flag_option(Options *o, const char *opt)
 		{ "--json", &o->json }, { "--quiet", &o->quiet },
 		{ "--logits", &o->logits }, { "--schema", &o->schema },
 		{ "--reference", &o->reference }, { "--bytes", &o->bytes },
-		{ "--keep", &o->keep },
+		{ "--keep", &o->keep }, { "--why", &o->why }, { "--dot", &o->dot },
 	};
 	size_t i;
 
@@ -315,11 +320,49 @@ static int
 verb_plan(Arena *a, const Options *o)
 {
 	const Model *m = model_of(a, o, one_arg(o, "plan"));
+	const Bundle *bundle = generate(a, m, 0, planned(o, m), o->dump ? o->dump : "");
 	Buf b = {0};
 
-	report(generate(a, m, 0, planned(o, m), o->dump ? o->dump : ""), &b);
-	fputs(b.s, stdout);
+	if (o->lock) {
+		bundle_lock(bundle, &b);
+		if (!b.len)
+			die("--lock: the plan of %s was not searched", m->spec->name);
+		if (file_emit(o->lock, b.s, b.len) != 0)
+			die("cannot write %s: %s", o->lock, strerror(errno));
+	} else if (o->why) {
+		explain_plan(a, m, &b);
+	} else if (o->dot) {
+		plan_dot(bundle, &b);
+	} else {
+		report(bundle, &b);
+	}
+	if (!o->lock)
+		fputs(b.s, stdout);
 	buf_free(&b);
+	return EX_OK;
+}
+
+/* What two specs differ in: keys, then plan, then kernels. */
+static int
+verb_diff(Arena *a, const Options *o)
+{
+	const Model *m[2];
+	const Bundle *b[2];
+	Options as = *o;
+	Buf text = {0};
+	int i;
+
+	if (o->narg != 2)
+		die("diff takes two SPECs");
+	if (!as.device)
+		as.device = "cuda";
+	for (i = 0; i < 2; i++) {
+		m[i] = model_of(a, o, o->arg[i]);
+		b[i] = generate(a, m[i], 0, target(&as), "");
+	}
+	diff_bundles(b[0], b[1], &text);
+	fputs(text.s, stdout);
+	buf_free(&text);
 	return EX_OK;
 }
 
@@ -484,7 +527,8 @@ static const struct {
 } verbs[] = {
 	{ "check", verb_check, " --set --device --json --params --schema -d " },
 	{ "emit", verb_emit, " --set --device -o -d --keep --quiet " },
-	{ "plan", verb_plan, " --set --device -d " },
+	{ "plan", verb_plan, " --set --device -d --why --dot --lock " },
+	{ "diff", verb_diff, " --set --device " },
 	{ "show", verb_show, " --set --device " },
 	{ "compile", verb_compile, " --set -o --arch --kernels --json " },
 	{ "verify", verb_verify, " --set --device --threads --seed --rows --seq --bytes --params "

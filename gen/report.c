@@ -202,3 +202,54 @@ report(const Bundle *b, Buf *o)
 	for (i = 0; i < NPlans; i++)
 		memory_map(b->plan[i], o);
 }
+
+/* who wrote each buffer last, as steps go by */
+static void
+dot_edges(const Plan *p, int i, int *writer, Buf *o)
+{
+	const Step *s = &p->step[i];
+	double U = 2. * p->model->C * (double)p->T;
+	int j, b, v;
+
+	for (j = 0; s->row && j < s->row->nin; j++) {
+		v = s->row->in[j];
+		b = p->bufof[v];
+		if (p->g->v[v].kind == K_VEC && writer[b] >= 0)
+			buf_printf(o, "  s%d -> s%d [label=\"%s %.3g\"];\n", writer[b], i, p->buf[b].name,
+			           (double)p->T * (double)kernel_reads(p->g, s->row, v) * dt_size(p->dt[v]) / U);
+	}
+	for (j = 0; s->kind == STEP_GEMM && j < 2; j++)
+		if (s->opd[j].kind == OPD_BUF && writer[s->opd[j].id] >= 0)
+			buf_printf(o, "  s%d -> s%d [label=\"%s\"];\n", writer[s->opd[j].id], i,
+			           p->buf[s->opd[j].id].name);
+	for (j = 0; s->kind == STEP_TEMPLATE && j < s->nopd; j++)
+		if (s->opd[j].kind == OPD_BUF && writer[s->opd[j].id] >= 0)
+			buf_printf(o, "  s%d -> s%d;\n", writer[s->opd[j].id], i);
+	for (j = 0; s->row && j < s->row->nroot; j++)
+		if (p->bufof[s->row->root[j]] >= 0)
+			writer[p->bufof[s->row->root[j]]] = i;
+	for (j = 0; s->kind != STEP_ROW && j < s->nopd; j++)
+		if (s->opd[j].kind == OPD_BUF && (s->kind == STEP_GEMM ? j == 2 : writer[s->opd[j].id] < 0))
+			writer[s->opd[j].id] = i;
+}
+
+void
+plan_dot(const Bundle *b, Buf *o)
+{
+	const Plan *p = b->plan[PLAN_TRAIN];
+	double U = 2. * p->model->C * (double)p->T;
+	int *writer = NEWN(p->mem, int, p->nbuf + 1), i;
+	const Step *s;
+
+	memset(writer, -1, (size_t)(p->nbuf + 1) * sizeof *writer);
+	buf_printf(o, "// row kernels are boxes, edges between them vectors in U\n"
+	           "digraph plan {\n  node [fontname=\"monospace\"];\n");
+	for (i = 0; i < p->nstep; i++) {
+		s = &p->step[i];
+		buf_printf(o, "  s%d [label=\"%s\\n%.3g U\", shape=%s];\n", i, s->site, s->nbytes / U,
+		           s->kind == STEP_ROW ? "box" : "ellipse");
+	}
+	for (i = 0; i < p->nstep; i++)
+		dot_edges(p, i, writer, o);
+	buf_puts(o, "}\n");
+}

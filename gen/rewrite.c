@@ -271,6 +271,15 @@ dot_of(Rewrite *r, int x, int y, int groups)
 	return times(g, c, d);
 }
 
+/* numbers per row stand before a slice, so that only its channels are loaded */
+static int
+slice_of(Graph *g, int x, int lo, int width)
+{
+	int c = num(g, 1), v = split(g, x, &c);
+
+	return mul(g, c, slice(g, v, lo, width));
+}
+
 /* a sum at this slot */
 static int
 vector(Rewrite *r, int node)
@@ -348,7 +357,7 @@ rebuilt(Rewrite *r, int v)
 	case OP_BCAST:
 		return bcast(n, arg[0], w.kind, w.width);
 	case OP_SLICE:
-		return slice(n, arg[0], w.attr[0], w.width);
+		return slice_of(n, arg[0], w.attr[0], w.width);
 	case OP_PAD:
 		return pad(n, arg[0], w.attr[0], w.width);
 	case OP_ROTATE:

@@ -75,12 +75,14 @@ step_add(Search *s, const State *x, int from, double bound, const uint8_t *choic
 		p->live[i] = x->form[s->live[i]];
 }
 
-/* Every combination of the options of the candidates; of too many, those with at
- * most two that are not the first of their options, and each option for all. */
+/* Every combination of the options of the candidates.  Of too many: the same for
+ * all that are made here and the same for all that are pending, with at most one
+ * exception. */
 static bool
-next_choice(const int *nopt, int n, uint8_t (*opt)[3], int step, uint8_t *choice)
+next_choice(const Machine *m, int t, const int *nopt, uint8_t (*opt)[3], int step,
+            uint8_t *choice)
 {
-	int i, j, k = step, combos = 1;
+	int n = m->ncand, i, k = step, combos = 1, base, of;
 
 	for (i = 0; i < n && combos <= MaxCombos; i++)
 		combos *= nopt[i];
@@ -91,28 +93,21 @@ next_choice(const int *nopt, int n, uint8_t (*opt)[3], int step, uint8_t *choice
 			choice[i] = opt[i][k % nopt[i]];
 		return k == 0;
 	}
-	if (k < 3) {
-		for (i = 0; i < n; i++)
-			choice[i] = opt[i][k < nopt[i] ? k : nopt[i] - 1];
-		return true;
-	}
-	k -= 3;
+	base = k % 6;
+	k /= 6;
 	for (i = 0; i < n; i++) {
-		if (k < nopt[i] - 1) {
-			choice[i] = opt[i][1 + k];
-			return true;
-		}
-		k -= nopt[i] - 1;
-		for (j = 0; j < i; j++) {
-			if (k < (nopt[i] - 1) * (nopt[j] - 1)) {
-				choice[i] = opt[i][1 + k % (nopt[i] - 1)];
-				choice[j] = opt[j][1 + k / (nopt[i] - 1)];
-				return true;
-			}
-			k -= (nopt[i] - 1) * (nopt[j] - 1);
-		}
+		of = m->m->node[m->cand[i]].slot == t ? base % 2 : base / 2;
+		choice[i] = opt[i][of < nopt[i] ? of : nopt[i] - 1];
 	}
-	return false;
+	if (k == 0)
+		return true;
+	k--;
+	if (k >= 2 * n)
+		return false;
+	for (of = 0; of < nopt[k / 2] && opt[k / 2][of] != choice[k / 2]; of++)
+		;
+	choice[k / 2] = opt[k / 2][(of + 1 + k % 2) % nopt[k / 2]];
+	return true;
 }
 
 static void
@@ -126,7 +121,7 @@ from_state(Search *s, int from, int t, State *x)
 	if (!slot_run(k, s->state[from], t, choice, x))
 		bug("search: slot %d cannot be left alone", t);
 	slot_options(k, x, t, nopt, opt);
-	for (step = 0; next_choice(nopt, k->ncand, opt, step, choice); step++) {
+	for (step = 0; next_choice(k, t, nopt, opt, step, choice); step++) {
 		if (!slot_run(k, s->state[from], t, choice, x))
 			continue;
 		step_add(s, x, from, s->bound[from] + x->cost - s->state[from]->cost +
@@ -222,6 +217,10 @@ replay(Search *s, Decisions *d, int best)
 		slot_candidates(k, t);
 		if (!slot_run(k, x, t, s->state[path[t + 1]]->choice, y))
 			bug("search: slot %d cannot be run again", t);
+		for (i = 0; i < k->ncand; i++)
+			if (s->state[path[t + 1]]->choice[i] != LEAVE)
+				*PUSH(k->a, d->choice, d->nchoice, d->capchoice) = (Choice){
+				        t, k->cand[i], s->state[path[t + 1]]->choice[i] };
 		z = x;
 		x = y;
 		y = z;
@@ -254,8 +253,7 @@ search(Arena *a, const Terms *m, int beam)
 	return d;
 }
 
-/* as wide as the time allows: exact in practice for a layer or two */
-static int
+int
 beam_of(const Terms *m)
 {
 	int n = BeamStates / (m->nslot + 1);
@@ -263,15 +261,21 @@ beam_of(const Terms *m)
 	return n < MinBeam ? MinBeam : n;
 }
 
-/* One plan, or the better of two where the spec leaves open whether sums of
- * sources are made ahead. */
-static Terms *
-best_plan(Arena *a, const Graph *g, const Knobs *knob, Decisions **d)
+Terms *
+search_best(Arena *a, const Graph *g, const Knobs *knob, Decisions **d)
 {
+	static const char *const prog[] = { "train", "eval", "logits" };
 	Knobs k = *knob;
 	Terms *m, *other;
 	Decisions *e;
 
+	if (k.locked) {
+		k.sources = lock_sources(k.locked, prog[g->mode]) ? SOURCES_PRECOMPUTE : SOURCES_INLINE;
+		m = terms_of(a, g, &k);
+		lock_apply(m, k.locked, prog[g->mode]);
+		*d = search(a, m, 1);
+		return m;
+	}
 	k.sources = k.sources == SOURCES_AUTO ? SOURCES_INLINE : k.sources;
 	m = terms_of(a, g, &k);
 	*d = search(a, m, beam_of(m));
@@ -289,8 +293,9 @@ best_plan(Arena *a, const Graph *g, const Knobs *knob, Decisions **d)
 }
 
 Graph *
-plan_search(Arena *a, const Graph *g, const Knobs *knob)
+plan_search(Arena *a, const Graph *g, const Knobs *knob, Buf *lock)
 {
+	static const char *const prog[] = { "train", "eval", "logits" };
 	Decisions *d;
 	Terms *m;
 	int i;
@@ -298,6 +303,8 @@ plan_search(Arena *a, const Graph *g, const Knobs *knob)
 	for (i = 0; i < g->n; i++)
 		if (g->v[i].op == OP_SHIFT || g->v[i].op == OP_UNSHIFT)
 			return (Graph *)g;
-	m = best_plan(a, g, knob, &d);
+	m = search_best(a, g, knob, &d);
+	if (lock)
+		lock_print(m, d, prog[g->mode], lock);
 	return rewrite(a, g, m, d);
 }

@@ -52,6 +52,10 @@ typedef struct {
 typedef struct { int coef, pair; } PairTerm;
 typedef struct { int val, nterm, capterm; PairTerm *term; } PairSum;
 
+/* what is done with a node at a slot */
+enum { LEAVE, STORE, PART };
+typedef struct { int slot, node, what; } Choice;        /* LEAVE is not noted */
+
 typedef struct {
 	int level;
 	int nreq, capreq, *req;         /* nodes that its kernel must form */
@@ -83,12 +87,11 @@ typedef struct {
 	PairSum *sum;
 	int first_bwd;          /* slot */
 	Knobs knob;
+	uint8_t *pinned;        /* [nslot, nnode] choice of a lock, or NULL */
+	Choice not;             /* not this one, to see what it is worth; slot -1: none */
 	int at_sources;         /* slot at which sums of sources are laid down, or -1 */
 	int nahead, capahead, *ahead;   /* SUMs with two sources or more */
 } Terms;
-
-/* what is done with a node at a slot */
-enum { LEAVE, STORE, PART };
 
 /* what a search decided, in the order of the slots */
 typedef struct {
@@ -103,6 +106,8 @@ typedef struct {
 	double nbytes;          /* per row, of vectors that row kernels move */
 	int n, cap;
 	Action *action;
+	int nchoice, capchoice;
+	Choice *choice;
 } Decisions;
 
 /* ids of stored vectors: a node, or a partial sum of one made at a slot */
@@ -140,6 +145,7 @@ typedef struct {
 	int *stamp, now;        /* ids at hand in the slot */
 	int *orig;              /* forms of what the slot makes, within it */
 	double cost, work;
+	int nload, npair;
 	int ncand, cand[MaxCands];      /* nodes to decide on at the slot */
 	Decisions *log;         /* or NULL */
 } Machine;
@@ -167,9 +173,20 @@ Terms *terms_of(Arena *a, const Graph *g, const Knobs *knob);
 void terms_print(const Terms *m, FILE *f);
 
 /* search.c */
-/* beam: states that go on from a slot; 0: all that differ, which takes as long as
- * it takes */
+/* States that go on from a slot: as many as the time allows, which for a layer or
+ * two is all that matter. */
+int beam_of(const Terms *m);
+
+/* beam: such a number; 0: all states that differ, however long it takes */
 Decisions *search(Arena *a, const Terms *m, int beam);
+
+/* One plan, or the better of two where sums of sources may be made ahead. */
+Terms *search_best(Arena *a, const Graph *g, const Knobs *knob, Decisions **d);
+
+/* lock.c: decisions as text, and back.  die()s where a text is of another graph. */
+void lock_print(const Terms *m, const Decisions *d, const char *prog, Buf *b);
+bool lock_sources(const char *text, const char *prog);  /* were they made ahead? */
+void lock_apply(Terms *m, const char *text, const char *prog);
 
 /* rewrite.c */
 Graph *rewrite(Arena *a, const Graph *g, Terms *m, const Decisions *d);

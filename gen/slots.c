@@ -17,6 +17,9 @@
  * of text. */
 static const double TermsPerByte = 60, ProductsPerByte = 6;
 
+/* of a thread, less those of arithmetic */
+enum { Registers = 180 };
+
 /* sets */
 
 static unsigned
@@ -188,6 +191,7 @@ load(Machine *k, int set)
 		} else if (k->stamp[s.id[i]] != k->now) {
 			k->stamp[s.id[i]] = k->now;
 			k->cost += vec_nbytes(k, s.id[i]);
+			k->nload++;
 		}
 	}
 }
@@ -260,8 +264,17 @@ slot_candidates(Machine *k, int t)
 /* A choice that the spec makes, or -1.  hand: stored vectors of the form that are
  * at hand, of n. */
 static int
-forced(const Terms *m, const Node *x, int t, int hand, int n)
+forced(const Terms *m, int node, int t, int hand, int n)
 {
+	const Node *x = &m->node[node];
+
+	if (m->pinned) {
+		int what = m->pinned[t * m->nnode + node];
+
+		if (x->slot == t || what == LEAVE)
+			return x->slot == t && what != LEAVE ? STORE : LEAVE;
+		return n < 2 ? LEAVE : hand == n ? PART : what == STORE ? STORE : hand >= 2 ? PART : LEAVE;
+	}
 	if (x->source_grad && x->slot > t && m->knob.gradients != GRADIENTS_AUTO)
 		return m->knob.gradients == GRADIENTS_DEFERRED || !hand || n < 2 ? LEAVE :
 		       hand < n ? STORE : PART;
@@ -290,11 +303,13 @@ slot_options(Machine *k, const State *s, int t, int *nopt, uint8_t (*opt)[3])
 		for (hand = 0, j = 0; j < f->n; j++)
 			hand += at_hand(k, f->id[j]);
 		nopt[i] = 1;
-		if ((j = forced(k->m, x, t, hand, f->n)) >= 0) {
+		if ((j = forced(k->m, k->cand[i], t, hand, f->n)) >= 0) {
 			opt[i][0] = (uint8_t)j;
 			continue;
 		}
 		opt[i][0] = LEAVE;
+		if (k->m->not.slot == t && k->m->not.node == k->cand[i])
+			continue;
 		if (x->slot == t) {
 			opt[i][nopt[i]++] = STORE;
 			continue;
@@ -474,8 +489,10 @@ run_kernel(Machine *k, const State *to, int t)
 				continue;
 			use(k, to, t, q->x, late);
 			use(k, to, t, q->y, late);
-			if (!late)
-				note(k, t, DO_PAIR, p->pair[i]);
+			if (late)
+				continue;
+			k->npair++;
+			note(k, t, DO_PAIR, p->pair[i]);
 		}
 	}
 }
@@ -498,6 +515,7 @@ absorb_pairs(Machine *k, State *to, int t, int n, int set)
 		use(k, to, t, q->y, false);
 		use(k, to, t, q->y, true);
 		to->done[p->pair[i]] = 1;
+		k->npair++;
 		note(k, t, DO_PAIR, p->pair[i]);
 	}
 }
@@ -570,6 +588,18 @@ lay_sources(Machine *k, State *to, int t)
 		(void)store_part(k, to, t, m->ahead[i], false);
 }
 
+/* A thread holds every vector that its kernel loads, 4 registers of bf16 each, and
+ * a number per dot product that is summed over rows.  Beyond what there is of
+ * registers a kernel spills, and that moves bytes too. */
+static void
+crowding(Machine *k)
+{
+	int over = 4 * k->nload + k->npair - Registers;
+
+	if (over > 0 && k->nload)
+		k->work += k->cost / k->nload * over / 8;
+}
+
 bool
 slot_run(Machine *k, const State *from, int t, const uint8_t *choice, State *to)
 {
@@ -580,6 +610,7 @@ slot_run(Machine *k, const State *from, int t, const uint8_t *choice, State *to)
 	k->t = t;
 	k->at = to;
 	k->cost = k->work = 0;
+	k->nload = k->npair = 0;
 	memcpy(to->form, from->form, (size_t)m->nnode * sizeof *to->form);
 	memcpy(to->paths, from->paths, (size_t)m->nnode * sizeof *to->paths);
 	memcpy(to->done, from->done, (size_t)m->npair);
@@ -590,8 +621,9 @@ slot_run(Machine *k, const State *from, int t, const uint8_t *choice, State *to)
 		lay_sources(k, to, t);
 	for (i = 0; i < k->ncand; i++)
 		if (choice[i] != LEAVE && m->node[k->cand[i]].slot > t &&
-		    !store_part(k, to, t, k->cand[i], choice[i] == STORE))
+		    !store_part(k, to, t, k->cand[i], choice[i] == STORE) && !m->pinned)
 			return false;
+	crowding(k);
 	to->cost = from->cost + k->cost;
 	to->work = from->work + k->work;
 	return true;

@@ -797,6 +797,7 @@ terms_of(Arena *a, const Graph *from, const Knobs *knob)
 
 	m->a = a;
 	m->knob = *knob;
+	m->not.slot = -1;
 	m->g = working_copy(a, from);
 	m->nval = n;
 	m->level = NEWN(a, int, n);

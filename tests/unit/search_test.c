@@ -44,8 +44,124 @@ one(void *arg, char err[200])
 	Inputs in = inputs_random(m, m->T);
 
 	g = simplify(mem, g);
-	return same_results(g, plan_search(mem, g, &m->spec->plan), &in, err);
+	return same_results(g, plan_search(mem, g, &m->spec->plan, NULL), &in, err);
 }
+
+#define SMALL(layers, lanes, rest) "model: {layers: " #layers ", width: 16, heads: 2, vocab: 19, vocab_multiple: 8}\n" \
+	"hc: {lanes: " #lanes ", res: {init: identity}, pre: {init: round_robin}, post: {learned: true}, " \
+	"resid_lambda: {granularity: sublayer, init: 1.05}, " rest "}\n" TRAIN(24, 12)
+#define SOURCES "sources: {x0: {kind: x0, sublayers: attn}, e: {kind: bigram, rows: 11, sublayers: attn}}"
+
+static const char *const small[] = {
+	SMALL(1, 1, ""), SMALL(1, 2, ""), SMALL(1, 2, SOURCES), SMALL(1, 3, SOURCES), SMALL(1, 4, SOURCES),
+	SMALL(2, 1, SOURCES), SMALL(2, 2, ""), SMALL(2, 2, SOURCES), SMALL(2, 3, ""), SMALL(2, 3, SOURCES),
+	SMALL(2, 4, SOURCES),
+};
+
+/* bytes per row of vectors that the row kernels of a plan move */
+static double
+moved(const Plan *p)
+{
+	const RowKernel *k;
+	const Val *v;
+	double n = 0;
+	int i, j;
+
+	for (i = 0; i < p->nstep; i++) {
+		if (!(k = p->step[i].row))
+			continue;
+		for (j = 0; j < k->nin; j++)
+			if (p->g->v[k->in[j]].kind == K_VEC)
+				n += (double)p->g->v[k->in[j]].width * dt_size(p->dt[k->in[j]]);
+		for (j = 0; j < k->nroot; j++) {
+			v = &p->g->v[k->root[j]];
+			if (v->kind == K_VEC && v->op != OP_SUMR)
+				n += (double)v->width * dt_size(p->dt[k->root[j]]);
+		}
+	}
+	return n;
+}
+
+/* what heavy ops make the row kernels write is no choice, and the search does not
+ * count it */
+static double
+demanded(const Terms *m)
+{
+	double n = 0;
+	int i;
+
+	for (i = 0; i < m->nnode; i++)
+		if (m->node[i].stored && m->node[i].kind != NODE_MEM)
+			n += m->node[i].nbytes;
+	return n;
+}
+
+/* The cost model of the search against the plan that is made of its decisions.  A
+ * vector that it stored in vain is not stored by the plan, which may so move a
+ * little less; never more. */
+static bool
+costs(void *arg, char err[200])
+{
+	int i = *(int *)arg;
+	const Model *m = i < NSpecs ? model_at(i) : model_of("small", small[i - NSpecs]);
+	Graph *g = simplify(mem, train_graph(m, m->T));
+	Decisions *d;
+	Terms *t = search_best(mem, g, &m->spec->plan, &d);
+	Plan *p = fuse(mem, rewrite(mem, g, t, d), TO_CPU);
+
+	plan_verify(p);
+	snprintf(err, 200, "the plan moves %.0f bytes per row, the search says %.0f", moved(p),
+	         d->nbytes + demanded(t));
+	return i < NSpecs ? moved(p) <= d->nbytes + demanded(t) && moved(p) >= 0.98 * (d->nbytes + demanded(t)) :
+	       moved(p) == d->nbytes + demanded(t);
+}
+
+/* nothing better is there: no beam, only what is provably needless left out */
+static bool
+exhaustive(void *arg, char err[200])
+{
+	const Model *m = model_of("small", arg);
+	Graph *g = simplify(mem, train_graph(m, m->T));
+	Knobs k = m->spec->plan;
+	Decisions *d, *e;
+	Terms *t;
+
+	k.sources = SOURCES_INLINE;
+	t = terms_of(mem, g, &k);
+	d = search(mem, t, beam_of(t));
+	e = search(mem, t, 100000);
+	snprintf(err, 200, "the search finds %.0f bytes per row, there is a plan of %.0f", d->nbytes, e->nbytes);
+	return d->nbytes == e->nbytes;
+}
+
+/* any decisions are the same function */
+static bool
+random_choices(void *arg, char err[200])
+{
+	int i = *(int *)arg % NSpecs, j, n;
+	const Model *m = model_at(i);
+	Graph *g = simplify(mem, train_graph(m, m->T));
+	Inputs in = inputs_random(m, m->T);
+	Knobs k = m->spec->plan;
+	Terms *t;
+
+	rng_state = (uint64_t)*(int *)arg + 77;
+	k.sources = below(3);
+	k.form = below(3);
+	k.identities = below(4) == 0;
+	k.collapse = below(4) == 0;
+	k.gradients = below(3);
+	t = terms_of(mem, g, &k);
+	n = t->nslot * t->nnode;
+	t->pinned = NEWN(mem, uint8_t, n + 1);
+	for (j = 0; j < n; j++)
+		t->pinned[j] = (uint8_t)below(3);
+	g->name = NULL;
+	return same_results(g, rewrite(mem, g, t, search(mem, t, 1)), &in, err);
+}
+
+enum { RandomChoices = 520 };
+
 
 /* a spec in a file, all three programs */
 static bool
@@ -66,7 +182,7 @@ of_file(void *arg, char err[200])
 	for (mode = GRAPH_TRAIN; mode <= GRAPH_EVAL; mode++) {
 		g = mode == GRAPH_TRAIN ? train_graph(m, m->T) : graph_build(mem, m, mode, m->T);
 		g = simplify(mem, g);
-		if (!same_results(g, plan_search(mem, g, &m->spec->plan), &in, err))
+		if (!same_results(g, plan_search(mem, g, &m->spec->plan, NULL), &in, err))
 			return false;
 	}
 	return true;
@@ -87,6 +203,18 @@ main(int argc, char **argv)
 	for (i = 0; i < 2 * NSpecs; i++) {
 		snprintf(name, sizeof name, "search of %s, %s", spec_text[i % NSpecs].name, mode[i / NSpecs]);
 		check_case(name, one, &i);
+	}
+	for (i = 0; i < NSpecs + (int)(sizeof small / sizeof *small); i++) {
+		snprintf(name, sizeof name, "cost of %s %d is the plan's", i < NSpecs ? spec_text[i].name : "small spec", i);
+		check_case(name, costs, &i);
+	}
+	for (i = 0; i < (int)(sizeof small / sizeof *small); i++) {
+		snprintf(name, sizeof name, "nothing better than the search for small spec %d", i);
+		check_case(name, exhaustive, (void *)small[i]);
+	}
+	for (i = 0; i < RandomChoices; i++) {
+		snprintf(name, sizeof name, "random choices %d of %s", i, spec_text[i % NSpecs].name);
+		check_case(name, random_choices, &i);
 	}
 	return summary();
 }

@@ -101,83 +101,83 @@ void coef_grads__n3(const HcArg *a, long item)
     dres[47] += 0.33333333f * (F32(BF16(resid_lambda[15])) * (F32(BF16(resid_lambda[21])) * total(sums + 512) + total(sums + 576)));
     dres[46] += 0.33333333f * (F32(BF16(resid_lambda[15])) * (F32(BF16(resid_lambda[21])) * total(sums + 640) + total(sums + 704)));
     dres[45] += 0.33333333f * (F32(BF16(resid_lambda[15])) * (F32(BF16(resid_lambda[21])) * total(sums + 768) + total(sums + 832)));
-    dres[35] += F32(BF16(resid_lambda[11])) * total(sums + 1792);
-    dres[34] += F32(BF16(resid_lambda[11])) * total(sums + 1856);
+    dres[35] += F32(BF16(resid_lambda[11])) * total(sums + 1280);
+    dres[34] += F32(BF16(resid_lambda[11])) * total(sums + 1344);
     dres[33] += F32(BF16(resid_lambda[11])) * total(sums + 896);
-    dres[32] += F32(BF16(resid_lambda[10])) * total(sums + 1920);
-    dres[31] += F32(BF16(resid_lambda[10])) * total(sums + 1984);
+    dres[32] += F32(BF16(resid_lambda[10])) * total(sums + 1408);
+    dres[31] += F32(BF16(resid_lambda[10])) * total(sums + 1472);
     dres[30] += F32(BF16(resid_lambda[10])) * total(sums + 960);
-    dres[29] += F32(BF16(resid_lambda[9])) * total(sums + 2048);
-    dres[28] += F32(BF16(resid_lambda[9])) * total(sums + 2112);
+    dres[29] += F32(BF16(resid_lambda[9])) * total(sums + 1536);
+    dres[28] += F32(BF16(resid_lambda[9])) * total(sums + 1600);
     dres[27] += F32(BF16(resid_lambda[9])) * total(sums + 1024);
-    dres[26] += F32(BF16(resid_lambda[8])) * total(sums + 1280);
-    dres[25] += F32(BF16(resid_lambda[8])) * total(sums + 1280);
-    dres[24] += F32(BF16(resid_lambda[8])) * total(sums + 1280);
-    dres[23] += F32(BF16(resid_lambda[7])) * total(sums + 1344);
-    dres[22] += F32(BF16(resid_lambda[7])) * total(sums + 1344);
-    dres[21] += F32(BF16(resid_lambda[7])) * total(sums + 1344);
-    dres[20] += F32(BF16(resid_lambda[6])) * total(sums + 1408);
-    dres[19] += F32(BF16(resid_lambda[6])) * total(sums + 1408);
-    dres[18] += F32(BF16(resid_lambda[6])) * total(sums + 1408);
+    dres[26] += F32(BF16(resid_lambda[8])) * total(sums + 2304);
+    dres[25] += F32(BF16(resid_lambda[8])) * total(sums + 2304);
+    dres[24] += F32(BF16(resid_lambda[8])) * total(sums + 2304);
+    dres[23] += F32(BF16(resid_lambda[7])) * total(sums + 2368);
+    dres[22] += F32(BF16(resid_lambda[7])) * total(sums + 2368);
+    dres[21] += F32(BF16(resid_lambda[7])) * total(sums + 2368);
+    dres[20] += F32(BF16(resid_lambda[6])) * total(sums + 2432);
+    dres[19] += F32(BF16(resid_lambda[6])) * total(sums + 2432);
+    dres[18] += F32(BF16(resid_lambda[6])) * total(sums + 2432);
 
     // hc.pre
     dpre[17] += total(sums + 1088);
     dpre[16] += total(sums + 1152);
     dpre[15] += total(sums + 1216);
-    dpre[8] += total(sums + 1664);
-    dpre[7] += total(sums + 1664);
-    dpre[6] += total(sums + 1664);
+    dpre[8] += total(sums + 2496);
+    dpre[7] += total(sums + 2496);
+    dpre[6] += total(sums + 2496);
 
     // hc.post
-    dpost[8] += total(sums + 1472);
-    dpost[7] += total(sums + 1536);
-    dpost[6] += total(sums + 1600);
+    dpost[8] += total(sums + 1664);
+    dpost[7] += total(sums + 1728);
+    dpost[6] += total(sums + 1792);
 
     // hc.resid_lambda
     dresid_lambda[21] += total(sums + 128);
     dresid_lambda[17] += F32(BF16(res[51])) * total(sums + 448) + F32(BF16(res[52])) * total(sums + 384) + F32(BF16(res[53])) * total(sums + 320);
     dresid_lambda[16] += 0.33333333f * (F32(BF16(res[48])) * F32(BF16(resid_lambda[21])) * total(sums + 768) + F32(BF16(res[48])) * total(sums + 832) + F32(BF16(res[49])) * F32(BF16(resid_lambda[21])) * total(sums + 640) + F32(BF16(res[49])) * total(sums + 704) + F32(BF16(res[50])) * F32(BF16(resid_lambda[21])) * total(sums + 512) + F32(BF16(res[50])) * total(sums + 576));
     dresid_lambda[15] += 0.33333333f * (F32(BF16(res[45])) * F32(BF16(resid_lambda[21])) * total(sums + 768) + F32(BF16(res[45])) * total(sums + 832) + F32(BF16(res[46])) * F32(BF16(resid_lambda[21])) * total(sums + 640) + F32(BF16(res[46])) * total(sums + 704) + F32(BF16(res[47])) * F32(BF16(resid_lambda[21])) * total(sums + 512) + F32(BF16(res[47])) * total(sums + 576));
-    dresid_lambda[11] += F32(BF16(res[33])) * total(sums + 896) + F32(BF16(res[34])) * total(sums + 1856) + F32(BF16(res[35])) * total(sums + 1792);
-    dresid_lambda[10] += F32(BF16(res[30])) * total(sums + 960) + F32(BF16(res[31])) * total(sums + 1984) + F32(BF16(res[32])) * total(sums + 1920);
-    dresid_lambda[9] += F32(BF16(res[27])) * total(sums + 1024) + F32(BF16(res[28])) * total(sums + 2112) + F32(BF16(res[29])) * total(sums + 2048);
-    dresid_lambda[8] += (F32(BF16(res[24])) + F32(BF16(res[25])) + F32(BF16(res[26]))) * total(sums + 1280);
-    dresid_lambda[7] += (F32(BF16(res[21])) + F32(BF16(res[22])) + F32(BF16(res[23]))) * total(sums + 1344);
-    dresid_lambda[6] += (F32(BF16(res[18])) + F32(BF16(res[19])) + F32(BF16(res[20]))) * total(sums + 1408);
-    dresid_lambda[3] += total(sums + 1728);
-    dresid_lambda[0] += total(sums + 2176);
+    dresid_lambda[11] += F32(BF16(res[33])) * total(sums + 896) + F32(BF16(res[34])) * total(sums + 1344) + F32(BF16(res[35])) * total(sums + 1280);
+    dresid_lambda[10] += F32(BF16(res[30])) * total(sums + 960) + F32(BF16(res[31])) * total(sums + 1472) + F32(BF16(res[32])) * total(sums + 1408);
+    dresid_lambda[9] += F32(BF16(res[27])) * total(sums + 1024) + F32(BF16(res[28])) * total(sums + 1600) + F32(BF16(res[29])) * total(sums + 1536);
+    dresid_lambda[8] += (F32(BF16(res[24])) + F32(BF16(res[25])) + F32(BF16(res[26]))) * total(sums + 2304);
+    dresid_lambda[7] += (F32(BF16(res[21])) + F32(BF16(res[22])) + F32(BF16(res[23]))) * total(sums + 2368);
+    dresid_lambda[6] += (F32(BF16(res[18])) + F32(BF16(res[19])) + F32(BF16(res[20]))) * total(sums + 2432);
+    dresid_lambda[3] += total(sums + 2560);
+    dresid_lambda[0] += total(sums + 2624);
 
     // hc.sources.x0.coef
-    dx0_coef[21] += total(sums + 2240);
-    dx0_coef[17] += total(sums + 2304);
-    dx0_coef[16] += 0.33333333f * (F32(BF16(resid_lambda[21])) * total(sums + 2240) + total(sums + 2368));
-    dx0_coef[15] += 0.33333333f * (F32(BF16(resid_lambda[21])) * total(sums + 2240) + total(sums + 2368));
-    dx0_coef[11] += total(sums + 2432);
-    dx0_coef[10] += total(sums + 2496);
-    dx0_coef[9] += total(sums + 2560);
-    dx0_coef[8] += total(sums + 2624);
-    dx0_coef[7] += total(sums + 2688);
-    dx0_coef[6] += total(sums + 2752);
-    dx0_coef[3] += total(sums + 2816);
-    dx0_coef[0] += total(sums + 2880);
+    dx0_coef[21] += total(sums + 1856);
+    dx0_coef[17] += total(sums + 1920);
+    dx0_coef[16] += 0.33333333f * (F32(BF16(resid_lambda[21])) * total(sums + 1856) + total(sums + 2688));
+    dx0_coef[15] += 0.33333333f * (F32(BF16(resid_lambda[21])) * total(sums + 1856) + total(sums + 2688));
+    dx0_coef[11] += total(sums + 1984);
+    dx0_coef[10] += total(sums + 2048);
+    dx0_coef[9] += total(sums + 2112);
+    dx0_coef[8] += total(sums + 2752);
+    dx0_coef[7] += total(sums + 2816);
+    dx0_coef[6] += total(sums + 2880);
+    dx0_coef[3] += total(sums + 2944);
+    dx0_coef[0] += total(sums + 3008);
 
     // hc.sources.e.coef
-    de_coef[8] += total(sums + 2944);
-    de_coef[7] += total(sums + 3008);
-    de_coef[6] += total(sums + 3072);
-    de_coef[0] += total(sums + 3136);
+    de_coef[8] += total(sums + 3072);
+    de_coef[7] += total(sums + 3136);
+    de_coef[6] += total(sums + 3200);
+    de_coef[0] += total(sums + 3264);
 
     // hc.sources.p.coef
-    dp_coef[3] += F32(BF16(resid_lambda[21])) * total(sums + 2240) + total(sums + 2368);
-    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[26])) * total(sums + 2624) + F32(BF16(resid_lambda[7])) * F32(BF16(res[23])) * total(sums + 2688) + F32(BF16(resid_lambda[6])) * F32(BF16(res[20])) * total(sums + 2752) + F32(BF16(pre[8])) * total(sums + 3200);
-    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[25])) * total(sums + 2624) + F32(BF16(resid_lambda[7])) * F32(BF16(res[22])) * total(sums + 2688) + F32(BF16(resid_lambda[6])) * F32(BF16(res[19])) * total(sums + 2752) + F32(BF16(pre[7])) * total(sums + 3200);
-    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[24])) * total(sums + 2624) + F32(BF16(resid_lambda[7])) * F32(BF16(res[21])) * total(sums + 2688) + F32(BF16(resid_lambda[6])) * F32(BF16(res[18])) * total(sums + 2752) + F32(BF16(pre[6])) * total(sums + 3200);
+    dp_coef[3] += F32(BF16(resid_lambda[21])) * total(sums + 1856) + total(sums + 2688);
+    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[26])) * total(sums + 2752) + F32(BF16(resid_lambda[7])) * F32(BF16(res[23])) * total(sums + 2816) + F32(BF16(resid_lambda[6])) * F32(BF16(res[20])) * total(sums + 2880) + F32(BF16(pre[8])) * total(sums + 3328);
+    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[25])) * total(sums + 2752) + F32(BF16(resid_lambda[7])) * F32(BF16(res[22])) * total(sums + 2816) + F32(BF16(resid_lambda[6])) * F32(BF16(res[19])) * total(sums + 2880) + F32(BF16(pre[7])) * total(sums + 3328);
+    dp_coef[1] += F32(BF16(resid_lambda[8])) * F32(BF16(res[24])) * total(sums + 2752) + F32(BF16(resid_lambda[7])) * F32(BF16(res[21])) * total(sums + 2816) + F32(BF16(resid_lambda[6])) * F32(BF16(res[18])) * total(sums + 2880) + F32(BF16(pre[6])) * total(sums + 3328);
 
     // hc.skips.early.gate
     dearly_gate[0] += 2.f * (hc_sigmoidf(early_gate[0]) * total(sums + 256) * (1.f - hc_sigmoidf(early_gate[0])));
 
     // hc.skips.mid.gate
-    dmid_gate[0] += 0.11111111f * (hc_sigmoidf(mid_gate[0]) * (F32(BF16(resid_lambda[21])) * total(sums + 0) + total(sums + 192) + F32(BF16(resid_lambda[21])) * total(sums + 3264) + total(sums + 3328) + F32(BF16(resid_lambda[21])) * total(sums + 3392) + total(sums + 3456)) * (1.f - hc_sigmoidf(mid_gate[0])));
+    dmid_gate[0] += 0.11111111f * (hc_sigmoidf(mid_gate[0]) * (F32(BF16(resid_lambda[21])) * total(sums + 0) + total(sums + 192) + F32(BF16(resid_lambda[21])) * total(sums + 2176) + total(sums + 3392) + F32(BF16(resid_lambda[21])) * total(sums + 2240) + total(sums + 3456)) * (1.f - hc_sigmoidf(mid_gate[0])));
 
     // hc.backouts.back.gate
     dback_gate[0] += -(total(sums + 64));

@@ -10,13 +10,12 @@
 //           sum = rstd*lane0_part + rstd*h + 0.3333333333333333*rstd*lane2_part
 //           part[c] = sum over rows(dn*sum)
 //           dresid_lambda0 = sum over rows(<dout, lane0_next>)
-//           lane0_next_2 = x0_coef0*rstd_2*emb + e_coef0*src_e + s_3*lane0 + post0*h_2
-//           sum_2 = sum over rows(<lane0_next_2, du>)
+//           sum_2 = sum over rows(<lane0, du>)
 // types     arithmetic in f32; a stored value is rounded once, by its store; sums over channels in the
 //           order of the compiler's vectors, over rows ascending in a block, then over blocks
 // maps      item = one of 64 blocks of rows; one thread per row, loops over channels vectorise
-// moves     per row  read 1736 B  write 384 B  = 2120 B
-// flops     per row  1972 = 0.9 per byte      floor 0.493 ns per row at 4300 GB/s (h200)
+// moves     per row  read 1156 B  write 576 B  = 1732 B
+// flops     per row  1588 = 0.9 per byte      floor 0.403 ns per row at 4300 GB/s (h200)
 
 // from templates/cpu/prelude.c
 typedef union { void *p; long i; double f; } HcArg;
@@ -52,36 +51,25 @@ HC bf16 BF16(float x)
 void lanes_mlp_to_mlp_bwd__n3_C48_f32(const HcArg *a, long item)
 {
     float *restrict du_out = a[0].p;                         // [T,48]
-    float *restrict dh_out = a[1].p;                         // [T,48]
-    const float *restrict dn_in = a[2].p;                    // [T,48]
-    const float *restrict lane0_part_in = a[3].p;            // [T,48]
-    const float *restrict h_in = a[4].p;                     // [T,48]
-    const float *restrict lane2_part_in = a[5].p;            // [T,48]
-    const float *restrict rstd_in = a[6].p;                  // [T,1]
-    const float *restrict dout_in = a[7].p;                  // [T,48]
-    const float *restrict rstd_in_2 = a[8].p;                // [T,1]
-    const float *restrict emb_in = a[9].p;                   // [T,48]
-    const float *restrict src_e_in = a[10].p;                // [T,48]
-    const float *restrict lane0_in = a[11].p;                // [T,48]
-    const float *restrict h_in_2 = a[12].p;                  // [T,48]
-    float *restrict part = a[13].p;                          // [64,48]    partial sums, one row per block of rows
-    const float *restrict resid_lambda_row = a[14].p;        // [3]        hc.resid_lambda
-    const float *restrict back_gate_row = a[15].p;           // [1]        hc.backouts.back.gate
-    const float *restrict x0_coef_row = a[16].p;             // [3]        hc.sources.x0.coef
-    const float *restrict e_coef_row = a[17].p;              // [3]        hc.sources.e.coef
-    const float *restrict res_row = a[18].p;                 // [9]        hc.res
-    const float *restrict resid_lambda_row_2 = a[19].p;      // [3]        hc.resid_lambda
-    const float *restrict post_row = a[20].p;                // [3]        hc.post
-    float *restrict sums = a[21].p;                          // [2,64]     partial sums, one column per block of rows
-    const float *restrict mlp_norm_row = a[22].p;            // [48]       layers.3.mlp.norm
-    const long T = a[23].i;
+    float *restrict dlane1_out = a[1].p;                     // [T,48]
+    float *restrict dh_out = a[2].p;                         // [T,48]
+    const float *restrict dn_in = a[3].p;                    // [T,48]
+    const float *restrict lane0_part_in = a[4].p;            // [T,48]
+    const float *restrict h_in = a[5].p;                     // [T,48]
+    const float *restrict lane2_part_in = a[6].p;            // [T,48]
+    const float *restrict rstd_in = a[7].p;                  // [T,1]
+    const float *restrict dout_in = a[8].p;                  // [T,48]
+    const float *restrict lane0_in = a[9].p;                 // [T,48]
+    float *restrict part = a[10].p;                          // [64,48]    partial sums, one row per block of rows
+    const float *restrict resid_lambda_row = a[11].p;        // [3]        hc.resid_lambda
+    const float *restrict back_gate_row = a[12].p;           // [1]        hc.backouts.back.gate
+    float *restrict sums = a[13].p;                          // [2,64]     partial sums, one column per block of rows
+    const float *restrict mlp_norm_row = a[14].p;            // [48]       layers.3.mlp.norm
+    const long T = a[15].i;
 
-    const float s = 0.33333333f * F32(BF16(resid_lambda_row[0]));
+    const float resid_lambda0 = F32(BF16(resid_lambda_row[0]));
+    const float s = 0.33333333f * resid_lambda0;
     const float s_2 = -back_gate_row[0];
-    const float x0_coef0 = F32(BF16(x0_coef_row[0]));
-    const float e_coef0 = F32(BF16(e_coef_row[0]));
-    const float s_3 = F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[0])) + F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[1])) + F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[2]));
-    const float post0 = F32(BF16(post_row[0]));
     for (int c = 0; c < 48; c++)
         part[item*48 + c] = 0;
     float dresid_lambda0 = 0;
@@ -90,7 +78,6 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(const HcArg *a, long item)
     for (long t = item*T / 64; t < (item + 1)*T / 64; t++) {
         float row_x[48];
         const float rstd = rstd_in[t];
-        const float rstd_2 = rstd_in_2[t];
         float drstd = 0;
         float dot = 0;
 #pragma omp simd reduction(+: drstd, dot)
@@ -120,13 +107,11 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(const HcArg *a, long item)
             du_out[t*48 + c] = du;
             const float dout = dout_in[t*48 + c];
             const float dlane1 = s * dout + 0.33333333f * du;
+            dlane1_out[t*48 + c] = dlane1;
             const float dh = 2.f * dlane1 + s_2 * dout + dlane1;
             dh_out[t*48 + c] = dh;
-            const float emb = emb_in[t*48 + c];
-            const float src_e = src_e_in[t*48 + c];
             const float lane0 = lane0_in[t*48 + c];
-            const float h_2 = h_in_2[t*48 + c];
-            dot_2 += (x0_coef0 * rstd_2 * emb + e_coef0 * src_e + s_3 * lane0 + post0 * h_2) * du;
+            dot_2 += lane0 * du;
         }
         sum_2 += dot_2;
     }

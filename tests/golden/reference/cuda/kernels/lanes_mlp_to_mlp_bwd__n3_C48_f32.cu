@@ -10,14 +10,13 @@
 //           sum = rstd*lane0_part + rstd*h + 0.3333333333333333*rstd*lane2_part
 //           part[c] = sum over rows(dn*sum)
 //           dresid_lambda0 = sum over rows(<dout, lane0_3>)
-//           lane0_4 = x0_coef0*rstd_2*emb + e_coef0*src_e + s_3*lane0_2 + post0*h_2
-//           sum_2 = sum over rows(<lane0_4, du>)
+//           sum_2 = sum over rows(<lane0_2, du>)
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order, then its warp by halves
 //           over rows: those of a warp ascending; one partial per warp
 // maps      warp = every 4G'th row (grid G, 4 rows at a time), thread = 8 channels = two 16-byte vectors (128 threads)
-// moves     per row  read 1736 B  write 384 B  = 2120 B
-// flops     per row  1972 = 0.9 per byte      floor 0.493 ns per row at 4300 GB/s (h200)
+// moves     per row  read 1156 B  write 576 B  = 1732 B
+// flops     per row  1588 = 0.9 per byte      floor 0.403 ns per row at 4300 GB/s (h200)
 
 // from templates/cuda/prelude_0types.cuh
 typedef unsigned short bf16;
@@ -122,6 +121,7 @@ __device__ __forceinline__ float warp_sum(float x)
 extern "C" __global__ __launch_bounds__(128, 2)
 void lanes_mlp_to_mlp_bwd__n3_C48_f32(
           float *__restrict__ du_out,                    // [T,48]
+          float *__restrict__ dlane1_out,                // [T,48]
           float *__restrict__ dh_out,                    // [T,48]
     const float *__restrict__ dn_in,                     // [T,48]
     const float *__restrict__ lane0_part_in,             // [T,48]
@@ -129,19 +129,10 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
     const float *__restrict__ lane2_part_in,             // [T,48]
     const float *__restrict__ rstd_in,                   // [T,1]
     const float *__restrict__ dout_in,                   // [T,48]
-    const float *__restrict__ rstd_in_2,                 // [T,1]
-    const float *__restrict__ emb_in,                    // [T,48]
-    const float *__restrict__ src_e_in,                  // [T,48]
     const float *__restrict__ lane0_in,                  // [T,48]
-    const float *__restrict__ h_in_2,                    // [T,48]
           float *__restrict__ part,                      // [P,48]     partial sums, one row per block of rows
     const float *__restrict__ resid_lambda_row,          // [3]        hc.resid_lambda
     const float *__restrict__ back_gate_row,             // [1]        hc.backouts.back.gate
-    const float *__restrict__ x0_coef_row,               // [3]        hc.sources.x0.coef
-    const float *__restrict__ e_coef_row,                // [3]        hc.sources.e.coef
-    const float *__restrict__ res_row,                   // [9]        hc.res
-    const float *__restrict__ resid_lambda_row_2,        // [3]        hc.resid_lambda
-    const float *__restrict__ post_row,                  // [3]        hc.post
           float *__restrict__ sums,                      // [2,P]      partial sums, one column per block of rows
     const float *__restrict__ mlp_norm_row,              // [48]       layers.3.mlp.norm
     long T,                                              // rows
@@ -150,12 +141,9 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32; // a row is a warp's
     const int c = 8*lane;                                // first of this thread's channels
 
-    const float s = 0.33333333f * F32(BF16(resid_lambda_row[0]));
+    const float resid_lambda0 = F32(BF16(resid_lambda_row[0]));
+    const float s = 0.33333333f * resid_lambda0;
     const float s_2 = -back_gate_row[0];
-    const float x0_coef0 = F32(BF16(x0_coef_row[0]));
-    const float e_coef0 = F32(BF16(e_coef_row[0]));
-    const float s_3 = F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[0])) + F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[1])) + F32(BF16(resid_lambda_row_2[0])) * F32(BF16(res_row[2]));
-    const float post0 = F32(BF16(post_row[0]));
     f32x8 part_sum_keep = f32x8();
     float dresid_lambda0 = 0.f;
     float sum_2 = 0.f;
@@ -168,13 +156,9 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
         const f32x8 h_v = c < 48 ? ld8(h_in + t*48 + c) : f32x8();
         const f32x8 lane2_part_v = c < 48 ? ld8(lane2_part_in + t*48 + c) : f32x8();
         const f32x8 dout_v = c < 48 ? ld8(dout_in + t*48 + c) : f32x8();
-        const f32x8 emb_v = c < 48 ? ld8(emb_in + t*48 + c) : f32x8();
-        const f32x8 src_e_v = c < 48 ? ld8(src_e_in + t*48 + c) : f32x8();
         const f32x8 lane0_2_v = c < 48 ? ld8(lane0_in + t*48 + c) : f32x8();
-        const f32x8 h_2_v = c < 48 ? ld8(h_in_2 + t*48 + c) : f32x8();
 
         const float rstd = rstd_in[t];
-        const float rstd_2 = rstd_in_2[t];
         f32x8 x_keep;
         float drstd = 0.f;
         if (c < 48) {
@@ -199,6 +183,7 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
 
         if (c < 48) {
             f32x8 du_o;
+            f32x8 dlane1_o;
             f32x8 dh_o;
             #pragma unroll
             for (int i = 0; i < 8; i++) {
@@ -209,15 +194,14 @@ void lanes_mlp_to_mlp_bwd__n3_C48_f32(
                 du_o.v[i] = du;
                 const float dout = dout_v.v[i];
                 const float dlane1 = s * dout + 0.33333333f * du;
+                dlane1_o.v[i] = dlane1;
                 const float dh = 2.f * dlane1 + s_2 * dout + dlane1;
                 dh_o.v[i] = dh;
-                const float emb = emb_v.v[i];
-                const float src_e = src_e_v.v[i];
                 const float lane0_2 = lane0_2_v.v[i];
-                const float h_2 = h_2_v.v[i];
-                sum_2 += (x0_coef0 * rstd_2 * emb + e_coef0 * src_e + s_3 * lane0_2 + post0 * h_2) * du;
+                sum_2 += lane0_2 * du;
             }
             st8(du_out + t*48 + c, du_o);
+            st8(dlane1_out + t*48 + c, dlane1_o);
             st8(dh_out + t*48 + c, dh_o);
         }
     }

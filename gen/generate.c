@@ -26,7 +26,7 @@ read_lock(Arena *a, const Spec *s)
 	char *text;
 	size_t n;
 
-	if (!k->lock || k->locked)
+	if (!k->has_lock || k->locked)
 		return;
 	text = file_read(a, k->lock, &n);
 	if (!text)

@@ -90,7 +90,8 @@ typedef struct {
 	enum { GRADIENTS_AUTO, GRADIENTS_NOW, GRADIENTS_DEFERRED } gradients;
 	enum { IDENTITIES_AUTO, IDENTITIES_NONE } identities;
 	enum { COLLAPSE_AUTO, COLLAPSE_NONE } collapse;
-	const char *lock;       /* file, or NULL */
+	bool has_lock;
+	const char *lock;       /* file */
 	const char *locked;     /* what it holds */
 } Knobs;
 

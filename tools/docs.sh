@@ -20,14 +20,14 @@ build/hcgen emit specs/tiny.yaml -o "$tmp/tiny" --quiet --device cpu
 {
 	echo
 	awk '/^\/\/ from templates/ { skip = 1 } !skip { print "    " $0 } /^\/\/ end/ { skip = 0; getline }' \
-		"$tmp/tiny/kernels/lanes_mlp_to_attn_fwd__n2_C256_bf16.c" | sed 's/ *$//'
+		"$tmp/tiny/kernels/lanes_attn_fwd_at2__n2_C256_bf16.c" | sed 's/ *$//'
 	echo
 } >"$tmp/kernel"
 between docs/emitted.md kernel "$tmp/kernel"
 
 {
 	echo
-	build/hcgen show specs/two-lane.yaml lanes_mlp_to_attn_fwd__n2_C768_bf16 | grep -v '^// compiled' |
+	build/hcgen show specs/two-lane.yaml lanes_attn_fwd_at5__n2_C768_bf16 | grep -v '^// compiled' |
 		sed -e 's/^/    /' -e 's/ *$//'
 	echo
 } >"$tmp/cuda"

@@ -67,7 +67,7 @@ def a_spill_is_seen(tmp):
 
 @case
 def show_tells_registers_and_launches(tmp):
-    r = hcgen("show", ROOT / "specs/two-lane.yaml", "lanes_mlp_to_attn_fwd__")
+    r = hcgen("show", ROOT / "specs/two-lane.yaml", "lanes_attn_fwd_at5__")
     for word in ("// computes", "// moves", "// launched", "__global__", "st8("):
         expect(word in r.out, word, r)
     try:
@@ -100,7 +100,7 @@ def many_coefficients_are_several_kernels(tmp):
 @case
 def show_names_what_it_cannot_find(tmp):
     r = hcgen("show", ROOT / "specs/two-lane.yaml", "nonsense", want=2)
-    expect("no kernel is named" in r.err and "lanes_mlp_to_attn_fwd" in r.err, r)
+    expect("no kernel is named" in r.err and "lanes_attn_fwd" in r.err, r)
     r = hcgen("show", ROOT / "specs/two-lane.yaml", "lanes_", want=2)
     expect("may be" in r.err, r)
 

@@ -53,12 +53,12 @@ def parameter_names_are_the_oracles(tmp):
         expect(sorted(ours.splitlines()) == sorted(python("oracle.py", "names", spec).out.splitlines()), spec.name, ours)
 
 
-KERNEL = "kernels/lanes_mlp_to_attn_fwd__n2_C256_bf16.c"
+KERNEL = "kernels/lanes_attn_fwd_at2__n2_C256_bf16.c"
 
 
 @case
 def readme_shows_the_kernel_that_is_emitted(tmp):
-    text = hcgen("show", ROOT / "specs/tiny.yaml", "lanes_mlp_to_attn_fwd__n2_C256_bf16").out
+    text = hcgen("show", ROOT / "specs/tiny.yaml", "lanes_attn_fwd_at2__n2_C256_bf16").out
     shown = (ROOT / "README.md").read_text().split("```c\n")[1].split("```")[0].splitlines()
     expect(len(shown) > 20, shown)
     for line in shown:
@@ -79,7 +79,7 @@ def emitted_page_explains_the_kernel_that_is_emitted(tmp):
 
 @case
 def emitted_page_shows_the_cuda_kernel_that_is_emitted(tmp):
-    text = hcgen("show", ROOT / "specs/two-lane.yaml", "lanes_mlp_to_attn_fwd__n2_C768_bf16").out
+    text = hcgen("show", ROOT / "specs/two-lane.yaml", "lanes_attn_fwd_at5__n2_C768_bf16").out
     page = (ROOT / "docs/emitted.md").read_text()
     shown = page.split("<!-- cuda -->\n")[1].split("<!-- /cuda -->")[0].splitlines()
     expect(len(shown) > 40, shown)

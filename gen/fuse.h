@@ -1,4 +1,4 @@
-/* Private to fuse.c, steps.c, plan.c and terms.c. */
+/* Private to fuse.c, steps.c, plan.c, terms.c and recompute.c. */
 #ifndef FUSE_H
 #define FUSE_H
 

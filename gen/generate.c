@@ -34,6 +34,8 @@ read_lock(Arena *a, const Spec *s)
 	k->locked = text;
 }
 
+static const char *const prog_name[] = { "train", "eval", "logits" };
+
 static double
 row_time(const Plan *p)
 {
@@ -45,17 +47,26 @@ row_time(const Plan *p)
 	return us;
 }
 
-/* what the search finds, unless it is slower than every lane stored and nothing
- * was asked of the search */
-static Plan *
-planned(Arena *a, const Graph *g, int target)
+static double
+plan_time(const Plan *p)
 {
-	const Knobs *knob = &g->model->spec->plan;
-	static const Knobs none;
-	Plan *naive, *p;
+	double us = 0;
+	int i;
+
+	for (i = 0; i < p->nstep; i++)
+		us += p->step[i].us;
+	return us;
+}
+
+static Plan *
+one_plan(Arena *a, const Graph *g, const Knobs *knob, int target)
+{
 	Buf lock = {0};
 	Graph *r;
+	Plan *p;
 
+	if (knob->recompute == RECOMPUTE_ACT && g->mode == GRAPH_TRAIN)
+		g = recompute(a, g);
 	if (g->model->spec->search == SEARCH_NAIVE)
 		return fuse(a, g, target);
 	r = plan_search(a, g, knob, &lock);
@@ -63,10 +74,60 @@ planned(Arena *a, const Graph *g, int target)
 	p = fuse(a, r, target);
 	p->lock = arena_strdup(a, lock.s ? lock.s : "");
 	buf_free(&lock);
-	if (memcmp(knob, &none, sizeof none) != 0)
+	return p;
+}
+
+/* what the search finds, unless it is slower than every lane stored and nothing
+ * was asked of the search */
+static Plan *
+planned(Arena *a, const Graph *g, const Knobs *knob, int target)
+{
+	static const Knobs none;
+	Plan *naive, *p = one_plan(a, g, knob, target);
+
+	if (memcmp(knob, &none, sizeof none) != 0 || !p->lock)
 		return p;
 	naive = fuse(a, g, target);
 	return row_time(naive) < row_time(p) ? naive : p;
+}
+
+static size_t
+fixed_nbytes(const Model *m)
+{
+	return 4 * m->params_nbytes + m->weights_nbytes;
+}
+
+/* The fastest plan whose arenas keep to plan.memory: what is left to choose is
+ * whether lane gradients wait for the end of the backward pass, and whether
+ * activations are computed again. */
+static Plan *
+within_memory(Arena *a, const Graph *g, int target)
+{
+	const Model *m = g->model;
+	Knobs k;
+	Plan *best = NULL, *p;
+	size_t most = (size_t)(m->spec->memory * 1e9), least = SIZE_MAX;
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		k = m->spec->plan;
+		if ((i & 1) && k.recompute == RECOMPUTE_AUTO)
+			k.recompute = RECOMPUTE_ACT;
+		if ((i & 2) && k.gradients == GRADIENTS_AUTO)
+			k.gradients = GRADIENTS_NOW;
+		p = planned(a, g, &k, target);
+		plan_verify(p);
+		mem_place(p);
+		if (p->acts_nbytes + fixed_nbytes(m) < least)
+			least = p->acts_nbytes + fixed_nbytes(m);
+		if (p->acts_nbytes + fixed_nbytes(m) <= most && (!best || plan_time(p) < plan_time(best)))
+			best = p;
+	}
+	if (!best)
+		die("plan.memory is %g GB; the program %s needs %.3f GB at least, with activations computed "
+		    "again: fewer tokens per micro-batch or a smaller plan.head_chunk take less", m->spec->memory,
+		    prog_name[g->mode], (double)least / 1e9);
+	return best;
 }
 
 static Plan *
@@ -89,7 +150,8 @@ program(Arena *a, const Model *m, int mode, long T, int target, const char *dump
 		graph_print(g, stdout);
 	if (strchr(dump, 't'))
 		terms_print(terms_of(a, g, &m->spec->plan), stdout);
-	p = planned(a, g, target);
+	p = m->spec->memory > 0 ? within_memory(a, g, target) :
+	    planned(a, g, &m->spec->plan, target);
 	if (strchr(dump, 'r'))
 		graph_print(p->g, stdout);
 	plan_verify(p);

@@ -206,6 +206,9 @@ Graph *compact(Arena *a, const Graph *g);
  * each value that a kernel is to compute once; lock: gets the decisions, or NULL */
 Graph *plan_search(Arena *a, const Graph *g, const Knobs *knob, Buf *lock);
 
+/* recompute.c: activations are computed again in the backward pass */
+Graph *recompute(Arena *a, const Graph *g);
+
 /* why.c: for people, what each choice of the search costs and what the next best
  * would cost */
 void plan_why(Arena *a, const Graph *g, const Knobs *knob, Buf *o);

@@ -90,6 +90,8 @@ typedef struct {
 	enum { GRADIENTS_AUTO, GRADIENTS_NOW, GRADIENTS_DEFERRED } gradients;
 	enum { IDENTITIES_AUTO, IDENTITIES_NONE } identities;
 	enum { COLLAPSE_AUTO, COLLAPSE_NONE } collapse;
+	enum { RECOMPUTE_AUTO, RECOMPUTE_NONE, RECOMPUTE_ACT } recompute;
+	bool divide;            /* risky: normed forms divide by learned coefficients */
 	bool has_lock;
 	const char *lock;       /* file */
 	const char *locked;     /* what it holds */
@@ -162,6 +164,7 @@ typedef struct {
 	enum { TGT_H200, TGT_H100, TGT_CPU } target;
 	enum { SEARCH_AUTO, SEARCH_NAIVE } search;
 	Knobs plan;
+	double memory;          /* GB that arenas may take together; 0: no limit */
 	int head_chunk;         /* rows of logits at a time; 0: auto */
 
 	void *locs;             /* dotted path -> Loc, see spec_loc */

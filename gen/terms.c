@@ -280,15 +280,16 @@ base_node(Terms *m, int v)
 
 /* c = what can be divided by: numbers and 1/rms factors */
 static bool
-is_safe_divisor(const Graph *g, int c)
+is_safe_divisor(const Terms *m, int c)
 {
+	const Graph *g = m->g;
 	const Val *v = &g->v[c];
 
 	if (v->op == OP_NUM)
 		return v->num != 0;
 	if (v->op == OP_MUL)
-		return is_safe_divisor(g, v->arg[0]) && is_safe_divisor(g, v->arg[1]);
-	return v->op == OP_RSQRT;
+		return is_safe_divisor(m, v->arg[0]) && is_safe_divisor(m, v->arg[1]);
+	return v->op == OP_RSQRT || (m->knob.divide && v->kind == K_SCALAR);
 }
 
 /* A stored node that is a safe multiple of another stands for it, if it is
@@ -302,7 +303,7 @@ find_norms(Terms *m)
 	for (i = 0; i < m->nnode && m->knob.form != FORM_RAW; i++) {
 		x = &m->node[i];
 		if (x->kind != NODE_SUM || x->nterm != 1 || !x->stored ||
-		    !is_safe_divisor(m->g, x->term[0].coef))
+		    !is_safe_divisor(m, x->term[0].coef))
 			continue;
 		y = &m->node[x->term[0].node];
 		if (y->kind != NODE_SUM || y->stored || y->norm >= 0 ||

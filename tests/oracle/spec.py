@@ -301,6 +301,10 @@ SCHEMA = Section({
                      "gradients": (choice("auto", "now", "deferred"), "auto"),
                      "identities": (choice("auto", "none"), "auto"),
                      "collapse": (choice("auto", "none"), "auto"),
+                     "recompute": (choice("auto", "none", "act"), "auto"),
+                     "memory": (number, 0.0),
+                     "risky": Section({"divide": (boolean, False)}),
+                     "lock": (string, ABSENT),
                      "head_chunk": (word_or(("auto",), integer(1)), "auto")}),
 })
 

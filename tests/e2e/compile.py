@@ -19,7 +19,9 @@ def compiled(tmp, spec, arch="sm_90a"):
 
 def gate(tmp, spec, arch="sm_90a"):
     """No spills, no stack, and at least one block of the launch fits a multiprocessor.  Row kernels of
-    models 768 wide keep 5 blocks of 96 threads: 65536 / (5 * 96) registers."""
+    models 768 wide keep 5 blocks of 96 threads: 65536 / (5 * 96) registers.  One with more, such as the kernel that
+    reads all lane gradients at the end of the backward pass, must have enough loads under way to hide memory:
+    4.3 TB/s for a microsecond over 132 multiprocessors is 33 KB each."""
     kernels = compiled(tmp, spec, arch)
     expect(len(kernels) > 20, spec)
     for k in kernels:
@@ -28,7 +30,9 @@ def gate(tmp, spec, arch="sm_90a"):
         expect(k["registers"] <= 255 and k["registers"] * k["threads"] <= 65536, "does not fit:", say)
         expect(k["static_smem"] + k["dynamic_smem"] <= 227 * 1024, "shared memory:", say)
         if "_C768_" in k["kernel"] and re.match("lanes_|attn_glue|mlp_glue", k["kernel"]):
-            expect(k["registers"] <= 136, "over budget:", say)
+            blocks = 65536 // (k["threads"] * -(-k["registers"] // 8) * 8)
+            loads = (tmp / "out/kernels" / (k["kernel"] + ".cu")).read_text().count(" = ld8(")
+            expect(k["registers"] <= 136 or blocks * k["threads"] * 16 * loads >= 33e3, "over budget:", say, loads)
 
 
 def gated(spec):

@@ -75,39 +75,77 @@ step_add(Search *s, const State *x, int from, double bound, const uint8_t *choic
 		p->live[i] = x->form[s->live[i]];
 }
 
-/* Every combination of the options of the candidates.  Of too many: the same for
- * all that are made here and the same for all that are pending, with at most one
- * exception. */
-static bool
-next_choice(const Machine *m, int t, const int *nopt, uint8_t (*opt)[3], int step,
-            uint8_t *choice)
+/* the group that candidate i is decided with, where there are too many to decide
+ * each for itself: made here, pending, gradient of a source */
+static int
+group_of(const Machine *m, int i, int t)
 {
-	int n = m->ncand, i, k = step, combos = 1, base, of;
+	const Node *x = &m->m->node[m->cand[i]];
 
-	for (i = 0; i < n && combos <= MaxCombos; i++)
-		combos *= nopt[i];
-	for (i = 0; i < n; i++)
-		choice[i] = opt[i][0];
-	if (combos <= MaxCombos) {
-		for (i = 0; i < n; k /= nopt[i++])
-			choice[i] = opt[i][k % nopt[i]];
-		return k == 0;
+	return x->slot == t ? 0 : x->source_grad ? 2 : 1;
+}
+
+/* Every combination of the options of few candidates. */
+static bool
+next_choice(const Machine *m, const int *nopt, uint8_t (*opt)[3], int step, uint8_t *choice)
+{
+	int i;
+
+	for (i = 0; i < m->ncand; step /= nopt[i++])
+		choice[i] = opt[i][step % nopt[i]];
+	return step == 0;
+}
+
+/* The same for all of a group, 18 ways. */
+static void
+group_choice(const Machine *m, int t, const int *nopt, uint8_t (*opt)[3], int step,
+             uint8_t *choice)
+{
+	int of[3] = { step % 2, step / 2 % 3, step / 6 }, i, x;
+
+	for (i = 0; i < m->ncand; i++) {
+		x = of[group_of(m, i, t)];
+		choice[i] = opt[i][x < nopt[i] ? x : nopt[i] - 1];
 	}
-	base = k % 6;
-	k /= 6;
-	for (i = 0; i < n; i++) {
-		of = m->m->node[m->cand[i]].slot == t ? base % 2 : base / 2;
-		choice[i] = opt[i][of < nopt[i] ? of : nopt[i] - 1];
+}
+
+static double
+try_choice(Search *s, int from, int t, const uint8_t *choice, State *x)
+{
+	Machine *k = s->k;
+	double bound;
+
+	if (!slot_run(k, s->state[from], t, choice, x))
+		return 1e300;
+	bound = s->bound[from] + x->cost - s->state[from]->cost + x->work -
+	        s->state[from]->work + slot_later(k, x, t);
+	step_add(s, x, from, bound, choice);
+	return bound;
+}
+
+/* too many to combine: by groups, and the best of these with one exception */
+static void
+by_groups(Search *s, int from, int t, const int *nopt, uint8_t (*opt)[3], State *x)
+{
+	uint8_t choice[MaxCands] = {0}, best[MaxCands] = {0};
+	double bound, least = 1e301;
+	int step, i, j;
+
+	for (step = 0; step < 18; step++) {
+		group_choice(s->k, t, nopt, opt, step, choice);
+		bound = try_choice(s, from, t, choice, x);
+		if (bound >= least)
+			continue;
+		least = bound;
+		memcpy(best, choice, sizeof best);
 	}
-	if (k == 0)
-		return true;
-	k--;
-	if (k >= 2 * n)
-		return false;
-	for (of = 0; of < nopt[k / 2] && opt[k / 2][of] != choice[k / 2]; of++)
-		;
-	choice[k / 2] = opt[k / 2][(of + 1 + k % 2) % nopt[k / 2]];
-	return true;
+	for (i = 0; i < s->k->ncand; i++)
+		for (j = 0; j < nopt[i]; j++) {
+			memcpy(choice, best, sizeof choice);
+			choice[i] = opt[i][j];
+			if (choice[i] != best[i])
+				(void)try_choice(s, from, t, choice, x);
+		}
 }
 
 static void
@@ -115,18 +153,20 @@ from_state(Search *s, int from, int t, State *x)
 {
 	Machine *k = s->k;
 	uint8_t choice[MaxCands] = {0}, opt[MaxCands][3];
-	int nopt[MaxCands], step;
+	int nopt[MaxCands], step, combos = 1, i;
 
 	slot_candidates(k, t);
 	if (!slot_run(k, s->state[from], t, choice, x))
 		bug("search: slot %d cannot be left alone", t);
 	slot_options(k, x, t, nopt, opt);
-	for (step = 0; next_choice(k, t, nopt, opt, step, choice); step++) {
-		if (!slot_run(k, s->state[from], t, choice, x))
-			continue;
-		step_add(s, x, from, s->bound[from] + x->cost - s->state[from]->cost +
-		         x->work - s->state[from]->work + slot_later(k, x, t), choice);
+	for (i = 0; i < k->ncand && combos <= MaxCombos; i++)
+		combos *= nopt[i];
+	if (combos > MaxCombos) {
+		by_groups(s, from, t, nopt, opt, x);
+		return;
 	}
+	for (step = 0; next_choice(k, nopt, opt, step, choice); step++)
+		(void)try_choice(s, from, t, choice, x);
 }
 
 static int

@@ -4,11 +4,12 @@
 // computes  lane0_next = x0_coef0*rstd*emb + resid_lambda0*lane0 + h
 //           rstd_next = rsqrt(0.020833333333333332*(<lane0_next, lane0_next>) + 1e-06)
 //           n = mlp_norm*rstd_next*lane0_next
+//           lane0_part_2 = s*rstd*emb + resid_lambda0_2*lane0_next
 // types     arithmetic in f32; a stored value is rounded once, by its store
 // sums      over channels: a thread's own in order, then its warp by halves
 // maps      warp = row, 4 in a block (grid T/4), thread = 8 channels = two 16-byte vectors (128 threads)
-// moves     per row  read 580 B  write 388 B  = 968 B
-// flops     per row  438 = 0.5 per byte      floor 0.225 ns per row at 4300 GB/s (h200)
+// moves     per row  read 580 B  write 580 B  = 1160 B
+// flops     per row  630 = 0.5 per byte      floor 0.27 ns per row at 4300 GB/s (h200)
 
 // from templates/cuda/prelude_0types.cuh
 typedef unsigned short bf16;
@@ -110,17 +111,21 @@ __device__ __forceinline__ float warp_sum(float x)
 
 // end
 
-extern "C" __global__ __launch_bounds__(128, 4)
+extern "C" __global__ __launch_bounds__(128, 3)
 void lanes_attn_to_mlp_fwd__n3_C48_f32(
           float *__restrict__ lane0_out,                 // [T,48]
           float *__restrict__ rstd_out,                  // [T,1]
           float *__restrict__ n_out,                     // [T,48]
+          float *__restrict__ lane0_part_out,            // [T,48]
     const float *__restrict__ rstd_in,                   // [T,1]
     const float *__restrict__ emb_in,                    // [T,48]
     const float *__restrict__ lane0_in,                  // [T,48]
     const float *__restrict__ h_in,                      // [T,48]
     const float *__restrict__ x0_coef_row,               // [3]        hc.sources.x0.coef
     const float *__restrict__ resid_lambda_row,          // [3]        hc.resid_lambda
+    const float *__restrict__ p_coef_row,                // [1]        hc.sources.p.coef
+    const float *__restrict__ x0_coef_row_2,             // [3]        hc.sources.x0.coef
+    const float *__restrict__ resid_lambda_row_2,        // [3]        hc.resid_lambda
     const float *__restrict__ mlp_norm_row,              // [48]       layers.0.mlp.norm
     long T)                                              // rows
 {
@@ -129,6 +134,10 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(
 
     const float x0_coef0 = F32(BF16(x0_coef_row[0]));
     const float resid_lambda0 = F32(BF16(resid_lambda_row[0]));
+    const float p_coef = F32(BF16(p_coef_row[0]));
+    const float x0_coef0_2 = F32(BF16(x0_coef_row_2[0]));
+    const float s = x0_coef0_2 + p_coef;
+    const float resid_lambda0_2 = F32(BF16(resid_lambda_row_2[0]));
 
     const f32x8 mlp_norm_v = c < 48 ? ld8(mlp_norm_row + c) : f32x8();
 
@@ -144,6 +153,7 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(
     f32x8 lane0_next_keep;
     float dot = 0.f;
     if (c < 48) {
+        f32x8 lane0_part_2_o;
         #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float emb = emb_v.v[i];
@@ -152,8 +162,11 @@ void lanes_attn_to_mlp_fwd__n3_C48_f32(
             const float lane0_next = x0_coef0 * rstd * emb + resid_lambda0 * lane0 + h;
             lane0_next_keep.v[i] = lane0_next;
             dot += lane0_next * lane0_next;
+            const float lane0_part_2 = s * rstd * emb + resid_lambda0_2 * lane0_next;
+            lane0_part_2_o.v[i] = lane0_part_2;
         }
         st8(lane0_out + t*48 + c, lane0_next_keep);
+        st8(lane0_part_out + t*48 + c, lane0_part_2_o);
     }
     dot = warp_sum(dot);
     const float rstd_next = rsqrtf(0.0208333333f * dot + 1e-06f);

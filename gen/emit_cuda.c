@@ -515,21 +515,6 @@ stmt_text(Print *p, int at)
 	case S_ZERO:
 		buf_printf(b, "float %s = 0.f;\n", s->name);
 		break;
-	case S_OWN:
-		buf_printf(b, "__shared__ float %s_own[%d];\n", s->name,
-		           p->k->map.threads * p->k->map.rows);
-		indent(p->depth, b);
-		buf_printf(b, "%s_own[threadIdx.x] = 0.f;\n", s->name);
-		break;
-	case S_OWN_ROW:
-		buf_printf(b, "float %s = 0.f;\n", s->name);
-		break;
-	case S_OWN_ADD:
-		buf_printf(b, "%s_own[threadIdx.x] += %s;\n", s->name, s->name);
-		break;
-	case S_OWN_GET:
-		buf_printf(b, "float %s = %s_own[threadIdx.x];\n", s->name, s->name);
-		break;
 	case S_ADD:
 		buf_printf(b, "%s += ", s->name);
 		exp_text(p->k, s->e, 0, b);

@@ -67,11 +67,6 @@ typedef enum {
 	S_BARRIER,
 	S_PARTS,        /* loop over the partials that this block writes */
 	S_PART_VEC,     /* partial vector of this block: par = vector name */
-	/* a sum over rows that a thread keeps in shared memory, NAME_own: */
-	S_OWN,          /* = 0 */
-	S_OWN_ROW,      /* float name = 0, of this row */
-	S_OWN_ADD,      /* += name */
-	S_OWN_GET,      /* float name = it */
 } StmtKind;
 
 typedef struct {
@@ -115,7 +110,6 @@ typedef struct {
 	bool uses_head, uses_d;
 	int nshared, capshared;
 	struct Shared { const char *name; int n; } *shared;
-	int nown;               /* sums that each thread keeps in shared memory */
 } Map;
 
 typedef enum {

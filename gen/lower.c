@@ -670,7 +670,6 @@ static const char *const stmt_name[] = {
 	[S_VEC_STORE] = "vector_store", [S_ROW_STORE] = "rowval_store", [S_SUMS] = "sums",
 	[S_SUM] = "sum", [S_SHARE] = "share", [S_BARRIER] = "barrier",
 	[S_PARTS] = "partials", [S_PART_VEC] = "partial_vector",
-	[S_OWN] = "own", [S_OWN_ROW] = "own_row", [S_OWN_ADD] = "own_add", [S_OWN_GET] = "own_get",
 };
 
 /* one statement a line, operands as the text will have them */

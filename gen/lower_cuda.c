@@ -467,42 +467,6 @@ part_group(const Lower *l, int v)
 	bug("lower: value %d is summed nowhere", v);
 }
 
-/* A thread has registers for some of the sums that it keeps; the rest it keeps in
- * shared memory, as far as that goes without being asked for (48 KiB, of which
- * sums across threads take some).  A read and a write per row each. */
-enum { HeldSums = 40, OwnNbytes = 40 * 1024 };
-
-static void
-choose_own(Lower *l)
-{
-	const Val *x;
-	int i, v, n = 0, threads = l->k->map.threads == 32 ? 128 : l->k->map.threads;
-
-	l->cu->own = NEWN(l->a, bool, l->g->n);
-	l->k->map.nown = 0;
-	for (i = 0; i < l->r->nroot; i++) {
-		v = l->r->root[i];
-		x = &l->g->v[v];
-		if (x->op != OP_SUMR || x->kind != K_SCALAR || l->cu->direct[x->arg[0]] != v)
-			continue;
-		if (n++ < HeldSums || (l->k->map.nown + 1) * threads * 4 > OwnNbytes)
-			continue;
-		l->cu->own[v] = true;
-		l->k->map.nown++;
-	}
-}
-
-/* a statement for each sum in shared memory */
-static void
-own_sums(Lower *l, StmtKind kind)
-{
-	int i;
-
-	for (i = 0; i < l->r->nroot; i++)
-		if (l->cu->own[l->r->root[i]])
-			stmt(l, kind, l->name[l->r->root[i]]);
-}
-
 static void
 begin_sums(Lower *l)
 {
@@ -515,7 +479,7 @@ begin_sums(Lower *l)
 		v = l->r->root[i];
 		x = &l->g->v[v];
 		if (x->op == OP_SUMR && x->kind == K_SCALAR)
-			stmt(l, l->cu->own[v] ? S_OWN : S_ZERO, l->name[v]);
+			stmt(l, S_ZERO, l->name[v]);
 		if (x->op != OP_SUMR || x->kind != K_PVEC)
 			continue;
 		g = part_group(l, v);
@@ -582,7 +546,6 @@ end_sums(Lower *l, int part)
 
 	if (!l->k->map.loop)
 		return;
-	own_sums(l, S_OWN_GET);
 	direct_sums(l);
 	stmt(l, S_PARTS, NULL);
 	part_vectors(l);
@@ -631,7 +594,6 @@ cuda_body(Lower *l, int part)
 {
 	int ph, i, first;
 
-	choose_own(l);
 	begin_sums(l);
 	stmt(l, S_LOADS, NULL)->n = 0;
 	stmt(l, S_ROWS, NULL);
@@ -639,7 +601,6 @@ cuda_body(Lower *l, int part)
 	row_sources(l);
 	stmt(l, S_LOADS, NULL)->n = 1;
 	hold_arrays(l);
-	own_sums(l, S_OWN_ROW);
 	rowvals(l, 0);
 	for (ph = 0; ph < l->nphase; ph++) {
 		l->now = ph;
@@ -652,7 +613,6 @@ cuda_body(Lower *l, int part)
 		phase_sums(l, ph);
 		rowvals(l, ph + 1);
 	}
-	own_sums(l, S_OWN_ADD);
 	close_rows(l, first);
 	stmt(l, S_END, NULL);
 	end_sums(l, part);

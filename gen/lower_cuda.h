@@ -20,7 +20,6 @@ struct Cuda {
 	int ngroup[MaxPhase + 1];
 	SinkGroup *group[MaxPhase + 1];
 	int *direct;            /* value: DOT -> the sum over rows it only serves, or -1 */
-	bool *own;              /* value: a sum over rows kept in shared memory */
 	int *heldvw;            /* value: vector size it is held in */
 	int *heldn;             /* and slabs */
 	/* the piece being filled */

@@ -289,8 +289,6 @@ cuda_map(Lower *l)
 
 /* how many blocks */
 
-enum { SharedKib = 227 };       /* of a multiprocessor, for all its blocks */
-
 /* What a thread holds at once, were nothing hidden from the compiler: loaded
  * vectors (two bf16 to a register), vectors of floats, sums, coefficients, and
  * two dozen for addresses and what is being computed. */
@@ -331,14 +329,11 @@ static void
 occupancy(Lower *l)
 {
 	Map *m = &l->k->map;
-	int threads = m->threads * m->rows, most = 2048 / threads, fit, spare, shared;
+	int threads = m->threads * m->rows, most = 2048 / threads, fit, spare;
 
 	m->registers = estimate(l->k);
 	spare = m->D ? m->registers / 2 : m->loop ? -m->registers / 7 : m->registers / 4;
 	fit = 65536 / (threads * ((m->registers + spare + 7) / 8 * 8));
-	shared = m->nown * threads * 4 / 1024 + 8;      /* KiB, with sums across threads */
-	if (m->nown && most > SharedKib / shared)
-		most = SharedKib / shared;
 	if (m->loop && most > CudaParts / 132 / m->rows)
 		most = CudaParts / 132 / m->rows;
 	fit = fit < 1 ? 1 : fit < most ? fit : most;

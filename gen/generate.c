@@ -149,7 +149,7 @@ program(Arena *a, const Model *m, int mode, long T, int target, const char *dump
 	if (strchr(dump, 's'))
 		graph_print(g, stdout);
 	if (strchr(dump, 't'))
-		terms_print(terms_of(a, g, &m->spec->plan), stdout);
+		terms_print(terms_of(a, g, &m->spec->plan, false), stdout);
 	p = m->spec->memory > 0 ? within_memory(a, g, target) :
 	    planned(a, g, &m->spec->plan, target);
 	if (strchr(dump, 'r'))

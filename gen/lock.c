@@ -1,7 +1,7 @@
 /* Decisions <-> text: plan.lock pins a plan.
  *
  *     hcgen plan lock 1
- *     program train sources inline slots 90 nodes 283
+ *     program train sources inline gradients last slots 90 nodes 283
  *     12 45 part
  *     ...
  *     end
@@ -22,8 +22,9 @@ lock_print(const Terms *m, const Decisions *d, const char *prog, Buf *b)
 
 	if (!b->len)
 		buf_puts(b, head);
-	buf_printf(b, "program %s sources %s slots %d nodes %d\n", prog,
-	           m->nahead ? "precompute" : "inline", m->nslot, m->nnode);
+	buf_printf(b, "program %s sources %s gradients %s slots %d nodes %d\n", prog,
+	           m->nahead ? "precompute" : "inline", m->apart ? "apart" : "last", m->nslot,
+	           m->nnode);
 	for (i = 0; i < d->nchoice; i++)
 		buf_printf(b, "%d %d %s\n", d->choice[i].slot, d->choice[i].node,
 		           choice_name[d->choice[i].what]);
@@ -47,9 +48,14 @@ section(const char *text, const char *prog)
 }
 
 bool
-lock_sources(const char *text, const char *prog)
+lock_view(const char *text, const char *prog, bool *apart)
 {
-	return strncmp(section(text, prog), "precompute ", 11) == 0;
+	char sources[16], gradients[16];
+
+	if (sscanf(section(text, prog), "%15s gradients %15s", sources, gradients) != 2)
+		die("plan.lock: program %s is damaged", prog);
+	*apart = strcmp(gradients, "apart") == 0;
+	return strcmp(sources, "precompute") == 0;
 }
 
 void
@@ -59,7 +65,7 @@ lock_apply(Terms *m, const char *text, const char *prog)
 	char what[8];
 	int slots, nodes, t, n, used, i;
 
-	if (sscanf(p, "%*10s slots %d nodes %d%n", &slots, &nodes, &used) != 2)
+	if (sscanf(p, "%*10s gradients %*10s slots %d nodes %d%n", &slots, &nodes, &used) != 2)
 		die("plan.lock: program %s is damaged", prog);
 	if (slots != m->nslot || nodes != m->nnode)
 		die("plan.lock is of another model: program %s has %d slots and %d nodes, the spec's %d and %d",

@@ -257,6 +257,7 @@ replay(Search *s, Decisions *d, int best)
 		slot_candidates(k, t);
 		if (!slot_run(k, x, t, s->state[path[t + 1]]->choice, y))
 			bug("search: slot %d cannot be run again", t);
+		d->crowded |= k->crowded;
 		for (i = 0; i < k->ncand; i++)
 			if (s->state[path[t + 1]]->choice[i] != LEAVE)
 				*PUSH(k->a, d->choice, d->nchoice, d->capchoice) = (Choice){
@@ -267,6 +268,7 @@ replay(Search *s, Decisions *d, int best)
 	}
 	k->log = NULL;
 	d->nbytes = x->cost;
+	d->work = x->work;
 }
 
 Decisions *
@@ -301,35 +303,47 @@ beam_of(const Terms *m)
 	return n < MinBeam ? MinBeam : n;
 }
 
+/* another way to see the graph, if its plan is cheaper */
+static Terms *
+better(Arena *a, const Graph *g, const Knobs *k, bool apart, Terms *m, Decisions **d)
+{
+	Terms *other = terms_of(a, g, k, apart);
+	Decisions *e;
+
+	if (k->sources == SOURCES_PRECOMPUTE && !other->nahead)
+		return m;
+	e = search(a, other, beam_of(other));
+	if (e->nbytes + e->work >= (*d)->nbytes + (*d)->work)
+		return m;
+	*d = e;
+	return other;
+}
+
 Terms *
 search_best(Arena *a, const Graph *g, const Knobs *knob, Decisions **d)
 {
 	static const char *const prog[] = { "train", "eval", "logits" };
 	Knobs k = *knob;
-	Terms *m, *other;
-	Decisions *e;
+	bool apart;
+	Terms *m;
 
 	if (k.locked) {
-		k.sources = lock_sources(k.locked, prog[g->mode]) ? SOURCES_PRECOMPUTE : SOURCES_INLINE;
-		m = terms_of(a, g, &k);
+		k.sources = lock_view(k.locked, prog[g->mode], &apart) ? SOURCES_PRECOMPUTE :
+		            SOURCES_INLINE;
+		m = terms_of(a, g, &k, apart);
 		lock_apply(m, k.locked, prog[g->mode]);
 		*d = search(a, m, 1);
 		return m;
 	}
 	k.sources = k.sources == SOURCES_AUTO ? SOURCES_INLINE : k.sources;
-	m = terms_of(a, g, &k);
+	m = terms_of(a, g, &k, false);
 	*d = search(a, m, beam_of(m));
+	if ((*d)->crowded)
+		m = better(a, g, &k, true, m, d);
 	if (knob->sources != SOURCES_AUTO)
 		return m;
 	k.sources = SOURCES_PRECOMPUTE;
-	other = terms_of(a, g, &k);
-	if (!other->nahead)
-		return m;
-	e = search(a, other, beam_of(other));
-	if (e->nbytes >= (*d)->nbytes)
-		return m;
-	*d = e;
-	return other;
+	return better(a, g, &k, m->apart, m, d);
 }
 
 Graph *

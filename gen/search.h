@@ -89,6 +89,7 @@ typedef struct {
 	Knobs knob;
 	uint8_t *pinned;        /* [nslot, nnode] choice of a lock, or NULL */
 	Choice not;             /* not this one, to see what it is worth; slot -1: none */
+	bool apart;             /* gradients of sources in a kernel of their own */
 	int at_sources;         /* slot at which sums of sources are laid down, or -1 */
 	int nahead, capahead, *ahead;   /* SUMs with two sources or more */
 } Terms;
@@ -104,6 +105,8 @@ typedef struct {
 
 typedef struct {
 	double nbytes;          /* per row, of vectors that row kernels move */
+	double work;            /* what else the search was charged, in such bytes */
+	bool crowded;           /* a kernel has more than registers hold */
 	int n, cap;
 	Action *action;
 	int nchoice, capchoice;
@@ -146,6 +149,7 @@ typedef struct {
 	int *orig;              /* forms of what the slot makes, within it */
 	double cost, work;
 	int nload, npair;
+	bool crowded;
 	int ncand, cand[MaxCands];      /* nodes to decide on at the slot */
 	Decisions *log;         /* or NULL */
 } Machine;
@@ -169,7 +173,7 @@ double slot_later(Machine *k, const State *to, int t);
 bool set_within(const Machine *k, int a, int b);
 
 /* terms.c */
-Terms *terms_of(Arena *a, const Graph *g, const Knobs *knob);
+Terms *terms_of(Arena *a, const Graph *g, const Knobs *knob, bool apart);
 void terms_print(const Terms *m, FILE *f);
 
 /* search.c */
@@ -185,7 +189,8 @@ Terms *search_best(Arena *a, const Graph *g, const Knobs *knob, Decisions **d);
 
 /* lock.c: decisions as text, and back.  die()s where a text is of another graph. */
 void lock_print(const Terms *m, const Decisions *d, const char *prog, Buf *b);
-bool lock_sources(const char *text, const char *prog);  /* were they made ahead? */
+/* were sources made ahead; their gradients apart? */
+bool lock_view(const char *text, const char *prog, bool *apart);
 void lock_apply(Terms *m, const char *text, const char *prog);
 
 /* rewrite.c */

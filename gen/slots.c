@@ -18,7 +18,7 @@
 static const double TermsPerByte = 60, ProductsPerByte = 6;
 
 /* of a thread, less those of arithmetic */
-enum { Registers = 180 };
+enum { Registers = 120 };
 
 /* sets */
 
@@ -596,6 +596,7 @@ crowding(Machine *k)
 {
 	int over = 4 * k->nload + k->npair - Registers;
 
+	k->crowded = over > 0;
 	if (over > 0 && k->nload)
 		k->work += k->cost / k->nload * over / 8;
 }

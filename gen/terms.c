@@ -771,6 +771,30 @@ find_last(Terms *m)
 	}
 }
 
+/* Gradients of sources, and what is made of them, one level later: the kernel
+ * that makes the last lane gradients then stores them, and the next one adds up
+ * all of them and nothing else. */
+static void
+set_apart(Terms *m)
+{
+	const Graph *g = m->g;
+	bool *later = NEWN(m->a, bool, m->nval);
+	const char *name;
+	int i, j;
+
+	for (j = g->nfwd; j < m->nval; j++) {
+		name = g->v[j].name;
+		for (i = 0; name && name[0] == 'd' && i < g->nfwd; i++)
+			later[j] |= g->v[i].accum && g->v[i].name && strcmp(name + 1, g->v[i].name) == 0 &&
+			            is_row(&g->v[j]);
+		for (i = 0; i < 6 && g->v[j].arg[i] >= 0; i++)
+			later[j] |= later[g->v[j].arg[i]];
+		if (later[j] && op_info[g->v[j].op].class != CL_HEAVY && m->level[j] % 16 == 0)
+			m->level[j]++;
+		later[j] &= op_info[g->v[j].op].class != CL_HEAVY;
+	}
+}
+
 static Graph *
 working_copy(Arena *a, const Graph *g)
 {
@@ -789,7 +813,7 @@ working_copy(Arena *a, const Graph *g)
 }
 
 Terms *
-terms_of(Arena *a, const Graph *from, const Knobs *knob)
+terms_of(Arena *a, const Graph *from, const Knobs *knob, bool apart)
 {
 	Terms *m = NEW(a, Terms);
 	Build b = { .m = m };
@@ -812,7 +836,10 @@ terms_of(Arena *a, const Graph *from, const Knobs *knob)
 	b.demand = NEWN(a, bool, n);
 	b.view = NEWN(a, bool, n);
 	memset(m->nodeof, -1, (size_t)n * sizeof *m->nodeof);
+	m->apart = apart;
 	find_levels(from, m->level);
+	if (apart)
+		set_apart(m);
 	choose_types(from, m->dt);
 	find_pairdots(m);
 	find_real(&b);

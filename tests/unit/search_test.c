@@ -127,7 +127,7 @@ exhaustive(void *arg, char err[200])
 	Terms *t;
 
 	k.sources = SOURCES_INLINE;
-	t = terms_of(mem, g, &k);
+	t = terms_of(mem, g, &k, false);
 	d = search(mem, t, beam_of(t));
 	e = search(mem, t, 100000);
 	snprintf(err, 200, "the search finds %.0f bytes per row, there is a plan of %.0f", d->nbytes, e->nbytes);
@@ -151,7 +151,7 @@ random_choices(void *arg, char err[200])
 	k.identities = below(4) == 0;
 	k.collapse = below(4) == 0;
 	k.gradients = below(3);
-	t = terms_of(mem, g, &k);
+	t = terms_of(mem, g, &k, below(2));
 	n = t->nslot * t->nnode;
 	t->pinned = NEWN(mem, uint8_t, n + 1);
 	for (j = 0; j < n; j++)

@@ -617,6 +617,8 @@ value_read(Arena *a, Diag *d, const Row *row, const char *path, const Node *n,
 		if (!get_text(&c, n, &s))
 			return false;
 		put(&c, row->at, &s, sizeof s);
+		if (row->at2 != NOWHERE)
+			put(&c, row->at2, &(bool){ true }, sizeof(bool));
 		return true;
 	case T_INT:
 	case T_INT64:

@@ -228,13 +228,20 @@ bundle_lock(const Bundle *b, Buf *o)
 	}
 }
 
+Graph *
+spec_graph(Arena *a, const Model *m, long T)
+{
+	Graph *g = graph_build(a, m, GRAPH_TRAIN, T);
+
+	grad_append(g);
+	graph_verify(g);
+	return g;
+}
+
 void
 explain_plan(Arena *a, const Model *m, Buf *o)
 {
-	Graph *g = graph_build(a, m, GRAPH_TRAIN, m->T);
-
-	grad_append(g);
-	plan_why(a, simplify(a, g), &m->spec->plan, o);
+	plan_why(a, simplify(a, spec_graph(a, m, m->T)), &m->spec->plan, o);
 }
 
 Bundle *

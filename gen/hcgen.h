@@ -366,6 +366,9 @@ typedef struct {
 /* The pipeline: spec to everything that is emitted.  T: rows of a micro-batch
  * (0: as the spec says).  dump: stages to print, or "". */
 Bundle *generate(Arena *a, const Model *m, long T, int target, const char *dump);
+/* What the spec says, with its gradient, before anything is simplified or
+ * planned: what runs is held against this. */
+Graph *spec_graph(Arena *a, const Model *m, long T);
 void bundle_lock(const Bundle *b, Buf *o);      /* the text of plan.lock */
 void explain_plan(Arena *a, const Model *m, Buf *o);    /* why.c, of the train program */
 void diff_bundles(const Bundle *a, const Bundle *b, Buf *o);    /* diff.c */

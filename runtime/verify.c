@@ -22,6 +22,8 @@
  * 2^-8 of itself; fp32 arithmetic over sums of up to 2^14 terms and elementary
  * functions of 2 ulp stay below 1e-5 of the norm. */
 static const double tol_f32 = 1e-5, tol_bf16 = 1. / 256 + 1e-5;
+/* sums of a few thousand doubles in another order */
+static const double tol_plan = 1e-11;
 
 typedef struct {
 	Arena *a;
@@ -536,13 +538,51 @@ tensor_error(const Verify *v, int j, const double *ref, const double *mag)
 	return norm > 0 ? sqrt(err / norm) : err > 0 ? HUGE_VAL : 0;
 }
 
+/* ||got - want|| over ||want|| or over the magnitudes that were added up */
+static double
+double_error(const double *got, const double *want, const double *mag, long n)
+{
+	double err = 0, norm = 0, m = 0;
+	long i;
+
+	for (i = 0; i < n; i++) {
+		err += (got[i] - want[i]) * (got[i] - want[i]);
+		norm += want[i] * want[i];
+		m += mag ? mag[i] * mag[i] : 0;
+	}
+	norm = norm > m ? norm : m;
+	return norm > 0 ? sqrt(err / norm) : err > 0 ? HUGE_VAL : 0;
+}
+
+/* The plan's graph is the spec's, written out in what is stored: the same function
+ * in double, whatever the storage types of the spec are. */
+static void
+compare_plan(Verify *v, const Interp *spec)
+{
+	const Model *m = v->b->model;
+	Interp *I = interp_graph(v->p->g, &v->in, NEWN(v->a, bool, v->p->g->n));
+	double worst = 0, e;
+	int j;
+
+	for (j = 0; j < m->nparam; j++) {
+		e = double_error(I->grad[j], spec->grad[j], spec->grad_mag[j], m->param[j].n);
+		worst = e > worst ? e : worst;
+	}
+	e = fabs(interp_loss(I) - interp_loss(spec)) / fabs(interp_loss(spec));
+	worst = e > worst ? e : worst;
+	printf("plan against spec, both in double: %.1e%s\n", worst, worst > tol_plan ? "  FAIL" : "");
+	v->bad += !(worst <= tol_plan);
+	interp_free(I);
+}
+
 static int
 compare_gradients(Verify *v)
 {
 	const Model *m = v->b->model;
 	const Spec *s = m->spec;
 	bool exact = s->storage == F_F32 && s->gemm == F_F32;
-	Interp *I = interp_graph(v->p->g, &v->in, NEWN(v->a, bool, v->p->g->n));
+	Graph *g = spec_graph(v->a, v->m, v->p->T);
+	Interp *I = interp_graph(g, &v->in, NEWN(v->a, bool, g->n));
 	double loss = *(const double *)(const void *)v->r->arena[A_RESULT] / (double)v->p->T;
 	double want = interp_loss(I) / (double)v->p->T, e, local;
 	int j;
@@ -556,6 +596,7 @@ compare_gradients(Verify *v)
 		v->bad += local > tol_f32 || (exact && e > tol_f32);
 	}
 	printf("loss %.9f, graph in double %.9f\n", loss, want);
+	compare_plan(v, I);
 	if (!isfinite(loss) || (exact && fabs(loss - want) > tol_f32 * fabs(want)))
 		v->bad++;
 	interp_free(I);
@@ -669,13 +710,14 @@ static double
 reference(Verify *v)
 {
 	const Model *m = v->b->model;
+	Graph *g = spec_graph(v->a, m, v->p->T);
 	Interp *I;
 	double loss;
 	StTensor *t;
 
 	host_inputs(v);
 	v->in.scale = 1 / (double)v->p->T;
-	I = interp_graph(v->p->g, &v->in, NEWN(v->a, bool, v->p->g->n));
+	I = interp_graph(g, &v->in, NEWN(v->a, bool, g->n));
 	loss = interp_loss(I) / (double)v->p->T;
 	t = gradient_tensors(v, &loss, NULL, I->grad);
 	if (v->o->dump)

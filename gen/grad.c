@@ -260,6 +260,7 @@ back(Back *b, int i)
 	if (d < 0)
 		return;
 	name_gradient(g, i, d);
+	g->v[d].accum |= v.accum && d >= g->nfwd;
 	if (v.keep && v.kind == K_VEC && d >= g->nfwd && g->v[d].kind == K_VEC)
 		g->v[d].keep = true;
 	if (op_info[v.op].class == CL_POINT)

@@ -124,7 +124,8 @@ typedef struct {
 	bool bwd;
 	uint8_t glue;
 	bool keep;              /* the naive plan stores it where it crosses kernels */
-	bool accum;             /* and so every partial sum of its gradient */
+	bool accum;             /* a source: the naive plan stores every partial sum of its
+	                         * gradient; bwd: the gradient of one */
 	int at;                 /* level at which it is computed; 0: as early as can be */
 } Val;
 

@@ -1,5 +1,5 @@
-/* Private to terms.c, search.c, slots.c and rewrite.c: the planner's view of a
- * graph.
+/* Private to terms.c, pairs.c, slots.c, search.c, lock.c, why.c, product.c and
+ * rewrite.c: the planner's view of a graph.
  *
  * A NODE is a vector per row that can lie in memory or be formed in a kernel.
  * A SLOT is a place for a kernel, between two heavy ops.  A FORM of a node, at
@@ -97,9 +97,9 @@ typedef struct {
 /* what a search decided, in the order of the slots */
 typedef struct {
 	int slot, node;
-	enum { DO_STORE, DO_PART, DO_PAIR, DO_NORM } what;
-	/* PART: the stored vectors that it sums; PAIR: node is the pair;
-	 * NORM: node is read from its normed form at this slot */
+	/* PART: of the stored vectors vec[nvec]; PAIR: node is the pair; NORM: the
+	 * node is read in its normed form at this slot */
+	enum Do { DO_STORE, DO_PART, DO_PAIR, DO_NORM } what;
 	int nvec, *vec;
 } Action;
 
@@ -175,6 +175,20 @@ bool set_within(const Machine *k, int a, int b);
 /* terms.c */
 Terms *terms_of(Arena *a, const Graph *g, const Knobs *knob, bool apart);
 void terms_print(const Terms *m, FILE *f);
+
+/* The terms of v, times coef, onto those of x. */
+void flatten(Terms *m, Node *x, int v, int coef, bool top);
+bool is_required(const Slot *s, int node);
+
+/* pairs.c */
+void find_pairs(Terms *m);
+void place_pairs(Terms *m);
+
+/* product.c */
+enum { MaxFactors = 64 };
+typedef struct { double num; int n, f[MaxFactors]; } Product;
+void factor(const Graph *g, int c, Product *p);
+int times(Graph *g, int a, int b);
 
 /* search.c */
 /* States that go on from a slot: as many as the time allows, which for a layer or

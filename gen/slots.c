@@ -197,7 +197,7 @@ load(Machine *k, int set)
 }
 
 static Action *
-note(Machine *k, int slot, int what, int node)
+note(Machine *k, int slot, enum Do what, int node)
 {
 	Action *x;
 
@@ -207,7 +207,7 @@ note(Machine *k, int slot, int what, int node)
 	memset(x, 0, sizeof *x);
 	x->slot = slot;
 	x->node = node;
-	*(int *)&x->what = what;
+	x->what = what;
 	return x;
 }
 

@@ -115,8 +115,7 @@ try_choice(Search *s, int from, int t, const uint8_t *choice, State *x)
 	Machine *k = s->k;
 	double bound;
 
-	if (!slot_run(k, s->state[from], t, choice, x))
-		return 1e300;
+	slot_run(k, s->state[from], t, choice, x);
 	bound = s->bound[from] + x->cost - s->state[from]->cost + x->work -
 	        s->state[from]->work + slot_later(k, x, t);
 	step_add(s, x, from, bound, choice);
@@ -156,8 +155,7 @@ from_state(Search *s, int from, int t, State *x)
 	int nopt[MaxCands], step, combos = 1, i;
 
 	slot_candidates(k, t);
-	if (!slot_run(k, s->state[from], t, choice, x))
-		bug("search: slot %d cannot be left alone", t);
+	slot_run(k, s->state[from], t, choice, x);
 	slot_options(k, x, t, nopt, opt);
 	for (i = 0; i < k->ncand && combos <= MaxCombos; i++)
 		combos *= nopt[i];
@@ -236,7 +234,7 @@ keep_best(Search *s, int t, int beam)
 		x->prev = kept[i].from;
 		x->choice = NEWN(a, uint8_t, MaxCands);
 		memcpy(x->choice, kept[i].choice, MaxCands);
-		(void)slot_run(s->k, s->state[x->prev], t, x->choice, x);
+		slot_run(s->k, s->state[x->prev], t, x->choice, x);
 		*PUSH(a, s->state, s->nstate, s->capstate) = x;
 		*PUSH(a, s->bound, s->nbound, s->capbound) = kept[i].bound;
 	}
@@ -255,8 +253,7 @@ replay(Search *s, Decisions *d, int best)
 	k->log = d;
 	for (t = 0; t < k->m->nslot; t++) {
 		slot_candidates(k, t);
-		if (!slot_run(k, x, t, s->state[path[t + 1]]->choice, y))
-			bug("search: slot %d cannot be run again", t);
+		slot_run(k, x, t, s->state[path[t + 1]]->choice, y);
 		d->crowded |= k->crowded;
 		for (i = 0; i < k->ncand; i++)
 			if (s->state[path[t + 1]]->choice[i] != LEAVE)

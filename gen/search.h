@@ -162,8 +162,8 @@ void slot_candidates(Machine *k, int t);
 /* What can be done with each candidate, after slot_run has left them alone. */
 void slot_options(Machine *k, const State *s, int t, int *nopt, uint8_t (*opt)[3]);
 /* What slot t does, given a choice for each candidate: forms and cost of `to`
- * from those of `from`.  false: a choice does nothing, another covers this. */
-bool slot_run(Machine *k, const State *from, int t, const uint8_t *choice, State *to);
+ * from those of `from`. */
+void slot_run(Machine *k, const State *from, int t, const uint8_t *choice, State *to);
 /* What the backward pass will load, per row, for what the forward pass made at
  * slot t. */
 /* What the forms of nodes in live[n] hold, per row: each vector will be loaded

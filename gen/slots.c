@@ -520,8 +520,9 @@ absorb_pairs(Machine *k, State *to, int t, int n, int set)
 	}
 }
 
-/* store what is at hand of pending sum n; whole: load the rest first */
-static bool
+/* Store what is at hand of pending sum n, if that is two vectors or more; whole:
+ * load the rest first. */
+static void
 store_part(Machine *k, State *to, int t, int n, bool whole)
 {
 	const Set *s = &k->set[to->form[n]];
@@ -530,7 +531,7 @@ store_part(Machine *k, State *to, int t, int n, bool whole)
 
 	if (whole) {
 		if (missing(k, to->form[n]) == 0)
-			return false;           /* PART does the same */
+			return;         /* PART does the same */
 		load(k, to->form[n]);
 	}
 	for (i = 0; i < s->n; i++)
@@ -539,7 +540,7 @@ store_part(Machine *k, State *to, int t, int n, bool whole)
 		else
 			out[nout++] = s->id[i];
 	if (nin < 2)
-		return false;
+		return;
 	set = set_of(k, in, nin);
 	spell(k, to, n, nin + nout);
 	to->paths[n] = 1 + (float)nout;
@@ -557,7 +558,6 @@ store_part(Machine *k, State *to, int t, int n, bool whole)
 	}
 	to->form[n] = set_of(k, out, nout);
 	k->cost += k->m->node[n].nbytes;
-	return true;
 }
 
 double
@@ -585,7 +585,7 @@ lay_sources(Machine *k, State *to, int t)
 		if (m->node[i].source)
 			load(k, to->form[i]);
 	for (i = 0; i < m->nahead; i++)
-		(void)store_part(k, to, t, m->ahead[i], false);
+		store_part(k, to, t, m->ahead[i], false);
 }
 
 /* A thread holds every vector that its kernel loads, 4 registers of bf16 each, and
@@ -601,7 +601,7 @@ crowding(Machine *k)
 		k->work += k->cost / k->nload * over / 8;
 }
 
-bool
+void
 slot_run(Machine *k, const State *from, int t, const uint8_t *choice, State *to)
 {
 	const Terms *m = k->m;
@@ -621,13 +621,11 @@ slot_run(Machine *k, const State *from, int t, const uint8_t *choice, State *to)
 	if (t == m->at_sources)
 		lay_sources(k, to, t);
 	for (i = 0; i < k->ncand; i++)
-		if (choice[i] != LEAVE && m->node[k->cand[i]].slot > t &&
-		    !store_part(k, to, t, k->cand[i], choice[i] == STORE) && !m->pinned)
-			return false;
+		if (choice[i] != LEAVE && m->node[k->cand[i]].slot > t)
+			store_part(k, to, t, k->cand[i], choice[i] == STORE);
 	crowding(k);
 	to->cost = from->cost + k->cost;
 	to->work = from->work + k->work;
-	return true;
 }
 
 /* What the backward pass will load for the sums that the forward pass makes

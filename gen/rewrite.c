@@ -329,12 +329,6 @@ decided(const Rewrite *r, enum Do what, int node)
 	return false;
 }
 
-static bool
-has_norm(const Terms *m, const Node *x)
-{
-	return x->norm >= 0 && m->node[x->norm].slot == x->slot;
-}
-
 /* vectors that must be loaded; those of parameters do not count */
 static int
 form_size(const Rewrite *r, const Form *f)

@@ -172,6 +172,13 @@ double slot_ahead(Machine *k, const State *s, const int *live, int n);
 double slot_later(Machine *k, const State *to, int t);
 bool set_within(const Machine *k, int a, int b);
 
+/* Is there a stored multiple of x that stands for it in later slots? */
+static inline bool
+has_norm(const Terms *m, const Node *x)
+{
+	return x->norm >= 0 && m->node[x->norm].slot == x->slot;
+}
+
 /* terms.c */
 Terms *terms_of(Arena *a, const Graph *g, const Knobs *knob, bool apart);
 void terms_print(const Terms *m, FILE *f);

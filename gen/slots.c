@@ -332,12 +332,6 @@ choice_of(const Machine *k, const uint8_t *choice, int node)
 	return LEAVE;
 }
 
-static bool
-has_norm(const Terms *m, const Node *x)
-{
-	return x->norm >= 0 && m->node[x->norm].slot == x->slot;
-}
-
 /* the form that node n, made earlier, is read in: its own, or normed if that
  * loads less */
 static int

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MaxCombos = 96, BeamStates = 4096, MinBeam = 32 };
+enum { MaxCombos = 96, BeamStates = 2600, MinBeam = 28, NarrowBeam = 6 };
 
 /* a way from a state of the slot before to one of this slot */
 typedef struct {
@@ -109,17 +109,24 @@ group_choice(const Machine *m, int t, const int *nopt, uint8_t (*opt)[3], int st
 	}
 }
 
+/* a move to state x, which slot_run has just made */
 static double
-try_choice(Search *s, int from, int t, const uint8_t *choice, State *x)
+add_move(Search *s, int from, int t, const uint8_t *choice, const State *x)
 {
 	Machine *k = s->k;
 	double bound;
 
-	slot_run(k, s->state[from], t, choice, x);
 	bound = s->bound[from] + x->cost - s->state[from]->cost + x->work -
 	        s->state[from]->work + slot_later(k, x, t);
 	step_add(s, x, from, bound, choice);
 	return bound;
+}
+
+static double
+try_choice(Search *s, int from, int t, const uint8_t *choice, State *x)
+{
+	slot_run(s->k, s->state[from], t, choice, x);
+	return add_move(s, from, t, choice, x);
 }
 
 /* too many to combine: by groups, and the best of these with one exception */
@@ -163,7 +170,12 @@ from_state(Search *s, int from, int t, State *x)
 		by_groups(s, from, t, nopt, opt, x);
 		return;
 	}
-	for (step = 0; next_choice(k, nopt, opt, step, choice); step++)
+	(void)next_choice(k, nopt, opt, 0, choice);
+	if (memcmp(choice, (const uint8_t[MaxCands]){0}, sizeof choice) == 0)
+		(void)add_move(s, from, t, choice, x);          /* x is that already */
+	else
+		(void)try_choice(s, from, t, choice, x);
+	for (step = 1; next_choice(k, nopt, opt, step, choice); step++)
 		(void)try_choice(s, from, t, choice, x);
 }
 
@@ -309,6 +321,10 @@ better(Arena *a, const Graph *g, const Knobs *k, bool apart, Terms *m, Decisions
 
 	if (k->sources == SOURCES_PRECOMPUTE && !other->nahead)
 		return m;
+	/* a narrow look first: most often it is clearly no better */
+	e = search(a, other, NarrowBeam);
+	if (e->nbytes + e->work > 1.02 * ((*d)->nbytes + (*d)->work))
+		return m;
 	e = search(a, other, beam_of(other));
 	if (e->nbytes + e->work >= (*d)->nbytes + (*d)->work)
 		return m;
@@ -337,7 +353,7 @@ search_best(Arena *a, const Graph *g, const Knobs *knob, Decisions **d)
 	*d = search(a, m, beam_of(m));
 	if ((*d)->crowded)
 		m = better(a, g, &k, true, m, d);
-	if (knob->sources != SOURCES_AUTO)
+	if (knob->sources != SOURCES_AUTO || g->mode != GRAPH_TRAIN)
 		return m;
 	k.sources = SOURCES_PRECOMPUTE;
 	return better(a, g, &k, m->apart, m, d);

@@ -321,11 +321,12 @@ better(Arena *a, const Graph *g, const Knobs *k, bool apart, Terms *m, Decisions
 
 	if (k->sources == SOURCES_PRECOMPUTE && !other->nahead)
 		return m;
-	/* a narrow look first: most often it is clearly no better */
-	e = search(a, other, NarrowBeam);
+	/* a narrow look first: ahead is most often clearly no better */
+	e = search(a, other, k->sources == SOURCES_PRECOMPUTE ? NarrowBeam : beam_of(other));
 	if (e->nbytes + e->work > 1.02 * ((*d)->nbytes + (*d)->work))
 		return m;
-	e = search(a, other, beam_of(other));
+	if (k->sources == SOURCES_PRECOMPUTE)
+		e = search(a, other, beam_of(other));
 	if (e->nbytes + e->work >= (*d)->nbytes + (*d)->work)
 		return m;
 	*d = e;
@@ -351,7 +352,8 @@ search_best(Arena *a, const Graph *g, const Knobs *knob, Decisions **d)
 	k.sources = k.sources == SOURCES_AUTO ? SOURCES_INLINE : k.sources;
 	m = terms_of(a, g, &k, false);
 	*d = search(a, m, beam_of(m));
-	if ((*d)->crowded)
+	/* with one lane or two the last kernel holds what it loads */
+	if ((*d)->crowded && g->model->n > 2)
 		m = better(a, g, &k, true, m, d);
 	if (knob->sources != SOURCES_AUTO || g->mode != GRAPH_TRAIN)
 		return m;

@@ -590,7 +590,7 @@ crowding(Machine *k)
 {
 	int over = 4 * k->nload + k->npair - Registers;
 
-	k->crowded = over > Registers / 2;
+	k->crowded = over > 0;
 	if (over > 0 && k->nload)
 		k->work += k->cost / k->nload * over / 8;
 }

@@ -567,6 +567,17 @@ evaluate(Lower *l, int v, int base)
 	l->memo[l->nmemo++] = (Memo){ v, base, e };
 	return e;
 }
+/* a number per row that several formulas use: it has a line of its own, or what
+ * is made of many such would be spelled out exponentially often */
+static bool
+is_shared(const Lower *l, int v)
+{
+	const Val *x = &l->g->v[v];
+
+	return l->inside[v] && x->kind == K_ROWVAL && l->uses[v] > 1 &&
+	       op_info[x->op].class == CL_POINT;
+}
+
 /* what the kernel computes, for its header */
 
 static void
@@ -592,7 +603,7 @@ formula_of(Lower *l, int v, bool top, Buf *b)
 		buf_puts(b, x->attr[0] ? "sin" : "cos");
 		return;
 	}
-	if (!top && l->name[v] && (!l->inside[v] || x->name)) {
+	if (!top && l->name[v] && (!l->inside[v] || x->name || is_shared(l, v))) {
 		buf_puts(b, l->name[v]);
 		return;
 	}
@@ -631,7 +642,7 @@ formulas(Lower *l)
 	for (i = 0; i < l->nnode; i++) {
 		v = l->node[i];
 		x = &l->g->v[v];
-		if (!l->root[v] && !x->name)
+		if (!l->root[v] && !x->name && !is_shared(l, v))
 			continue;
 		b.len = 0;
 		if (x->op == OP_SUMR && x->kind == K_SCALAR)

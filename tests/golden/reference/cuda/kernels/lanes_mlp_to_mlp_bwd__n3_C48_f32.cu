@@ -3,7 +3,9 @@
 // sites     layers.2 lanes_mlp_to_mlp_bwd
 // computes  lane0_3 = lane0_part + h + 0.3333333333333333*lane2_part
 //           drstd = <dn*mlp_norm, lane0_3>
-//           du = rstd*dn*mlp_norm + -0.020833333333333332*rstd*rstd*rstd*drstd*lane0_part + -0.020833333333333332*rstd*rstd*rstd*drstd*h + -0.006944444444444444*rstd*rstd*rstd*drstd*lane2_part
+//           mul_3 = rstd*rstd*rstd*drstd
+//           mul_4 = -0.020833333333333332*mul_3
+//           du = rstd*dn*mlp_norm + mul_4*lane0_part + mul_4*h + -0.006944444444444444*mul_3*lane2_part
 //           dlane1 = s*dout + 0.3333333333333333*du
 //           dlane2 = s_2*dout + dlane1
 //           dh = 2*dlane1 + dlane2

@@ -31,7 +31,7 @@ lock_print(const Terms *m, const Decisions *d, const char *prog, Buf *b)
 	buf_puts(b, "end\n");
 }
 
-/* the line of a program, or NULL: the plan is searched */
+/* what follows `sources` in the line of a program */
 static const char *
 section(const char *text, const char *prog)
 {

@@ -9,8 +9,6 @@
 #include "hcgen.h"
 #include "fuse.h"
 
-#include <string.h>
-
 /* Is v a row op of results of heavy ops alone, and no sum that a lane may need? */
 static bool
 is_local(const Graph *g, int v)

@@ -117,7 +117,7 @@ add_move(Search *s, int from, int t, const uint8_t *choice, const State *x)
 	double bound;
 
 	bound = s->bound[from] + x->cost - s->state[from]->cost + x->work -
-	        s->state[from]->work + slot_later(k, x, t);
+	        s->state[from]->work + (s->beam ? slot_later(k, x, t) : 0);
 	step_add(s, x, from, bound, choice);
 	return bound;
 }

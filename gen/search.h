@@ -135,6 +135,7 @@ typedef struct {
 	uint8_t *choice;        /* what was done with each candidate there */
 } State;
 
+/* what a slot decides on; further nodes are left alone */
 enum { MaxCands = 24 };
 
 typedef struct {
@@ -164,11 +165,11 @@ void slot_options(Machine *k, const State *s, int t, int *nopt, uint8_t (*opt)[3
 /* What slot t does, given a choice for each candidate: forms and cost of `to`
  * from those of `from`. */
 void slot_run(Machine *k, const State *from, int t, const uint8_t *choice, State *to);
-/* What the backward pass will load, per row, for what the forward pass made at
- * slot t. */
 /* What the forms of nodes in live[n] hold, per row: each vector will be loaded
  * once at least. */
 double slot_ahead(Machine *k, const State *s, const int *live, int n);
+/* What the backward pass will load, per row, for what the forward pass made at
+ * slot t. */
 double slot_later(Machine *k, const State *to, int t);
 bool set_within(const Machine *k, int a, int b);
 
@@ -183,7 +184,7 @@ has_norm(const Terms *m, const Node *x)
 Terms *terms_of(Arena *a, const Graph *g, const Knobs *knob, bool apart);
 void terms_print(const Terms *m, FILE *f);
 
-/* The terms of v, times coef, onto those of x. */
+/* The terms of v, times coef, onto those of x; top: v's own definition. */
 void flatten(Terms *m, Node *x, int v, int coef, bool top);
 bool is_required(const Slot *s, int node);
 
@@ -202,7 +203,8 @@ int times(Graph *g, int a, int b);
  * two is all that matter. */
 int beam_of(const Terms *m);
 
-/* beam: such a number; 0: all states that differ, however long it takes */
+/* beam: such a number; 0: all states that differ, forward and backward decided
+ * together, however long it takes */
 Decisions *search(Arena *a, const Terms *m, int beam);
 
 /* One plan, or the better of two where sums of sources may be made ahead. */

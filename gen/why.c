@@ -78,7 +78,7 @@ stored_rows(Arena *a, const Graph *g, Terms *m, const Decisions *d, Buf *o)
 		if (sub / 2 != mid || sub < 0)
 			continue;
 		m->not = *c;
-		e = search(a, m, 32);
+		e = search(a, m, beam_of(m));
 		m->not.slot = -1;
 		buf_printf(o, "  %s %-6s  ", c->slot < m->first_bwd ? "fwd" : "bwd",
 		           c->what == STORE && m->node[c->node].slot == c->slot ? "whole" :

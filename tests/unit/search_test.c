@@ -134,6 +134,25 @@ exhaustive(void *arg, char err[200])
 	return d->nbytes == e->nbytes;
 }
 
+/* brute force: every state that differs goes on, and forward and backward pass are
+ * decided together; for what that can be waited for */
+static bool
+brute(void *arg, char err[200])
+{
+	const Model *m = model_of("small", arg);
+	Graph *g = simplify(mem, train_graph(m, m->T));
+	Knobs k = m->spec->plan;
+	Decisions *d, *e;
+	Terms *t;
+
+	k.sources = SOURCES_INLINE;
+	t = terms_of(mem, g, &k, false);
+	d = search(mem, t, beam_of(t));
+	e = search(mem, t, 0);
+	snprintf(err, 200, "the search finds %.0f bytes per row, brute force %.0f", d->nbytes, e->nbytes);
+	return d->nbytes == e->nbytes;
+}
+
 /* any decisions are the same function */
 static bool
 random_choices(void *arg, char err[200])
@@ -160,7 +179,7 @@ random_choices(void *arg, char err[200])
 	return same_results(g, rewrite(mem, g, t, search(mem, t, 1)), &in, err);
 }
 
-enum { RandomChoices = 520 };
+enum { RandomChoices = 520, NBrute = 7 };
 
 
 /* a spec in a file, all three programs */
@@ -211,6 +230,10 @@ main(int argc, char **argv)
 	for (i = 0; i < (int)(sizeof small / sizeof *small); i++) {
 		snprintf(name, sizeof name, "nothing better than the search for small spec %d", i);
 		check_case(name, exhaustive, (void *)small[i]);
+	}
+	for (i = 0; i < NBrute; i++) {
+		snprintf(name, sizeof name, "brute force for small spec %d finds nothing better", i);
+		check_case(name, brute, (void *)small[i]);
 	}
 	for (i = 0; i < RandomChoices; i++) {
 		snprintf(name, sizeof name, "random choices %d of %s", i, spec_text[i % NSpecs].name);

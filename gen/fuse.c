@@ -118,6 +118,8 @@ choose_types(const Graph *g, Dt *dt)
 	}
 	for (i = 0; i < g->n; i++) {
 		v = &g->v[i];
+		if (v->op == OP_SCALED && g->model->param[mat_param(g, i)].woff >= 0)
+			dt[i] = BF16;
 		for (j = 0; j < 6; j++) {
 			if (!is_demand(g, v, j) || g->v[v->arg[j]].kind != K_VEC)
 				continue;
@@ -391,8 +393,8 @@ tail_step(Fuse *f)
 	long n, at, each;
 	Step *s;
 
-	p->part = buffer_new(p, "partial sums", -1, F32, p->npart ? p->npart : 1,
-	                     p->parts);
+	p->buf[p->part].rows = p->npart ? p->npart : 1;
+	p->buf[p->part].nbytes = (size_t)p->buf[p->part].rows * (size_t)p->parts * 4;
 	if (!p->npart)
 		return;
 	n = tail_first(f->g, p->model->nparam);
@@ -511,6 +513,7 @@ fuse(Arena *a, const Graph *g, int target)
 	find_levels(g, f.level);
 	mark_anchors(&f);
 	choose_types(g, f.p->dt);
+	f.p->part = buffer_new(f.p, "partial sums", -1, F32, 0, f.p->parts);
 	make_kernels(&f);
 	for (i = 0; i < g->n; i++) {
 		if (op_info[g->v[i].op].class != CL_HEAVY)

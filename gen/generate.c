@@ -58,6 +58,20 @@ plan_time(const Plan *p)
 	return us;
 }
 
+/* The plan of g for as many rows as the spec has in a micro-batch.  What is fastest
+ * there is chosen, so that what `verify` runs on few rows is what is trained on
+ * many. */
+static Plan *
+at_size(Arena *a, const Graph *g, int target)
+{
+	Graph *h = NEW(a, Graph);
+
+	*h = *g;
+	if (g->mode != GRAPH_LOGITS)
+		h->T = g->model->plan_T;
+	return fuse(a, h, target);
+}
+
 static Plan *
 one_plan(Arena *a, const Graph *g, const Knobs *knob, int target)
 {
@@ -83,12 +97,12 @@ static Plan *
 planned(Arena *a, const Graph *g, const Knobs *knob, int target)
 {
 	static const Knobs none;
-	Plan *naive, *p = one_plan(a, g, knob, target);
+	Plan *p = one_plan(a, g, knob, target);
 
 	if (memcmp(knob, &none, sizeof none) != 0 || !p->lock)
 		return p;
-	naive = fuse(a, g, target);
-	return row_time(naive) < row_time(p) ? naive : p;
+	return row_time(at_size(a, g, target)) < row_time(at_size(a, p->g, target)) ?
+	       fuse(a, g, target) : p;
 }
 
 static size_t
@@ -105,8 +119,8 @@ within_memory(Arena *a, const Graph *g, int target)
 {
 	const Model *m = g->model;
 	Knobs k;
-	Plan *best = NULL, *p;
-	size_t most = (size_t)(m->spec->memory * 1e9), least = SIZE_MAX;
+	Plan *best = NULL, *best_big = NULL, *p, *big;
+	size_t most = (size_t)(m->spec->memory * 1e9), least = SIZE_MAX, n;
 	int i;
 
 	for (i = 0; i < 4; i++) {
@@ -116,12 +130,15 @@ within_memory(Arena *a, const Graph *g, int target)
 		if ((i & 2) && k.gradients == GRADIENTS_AUTO)
 			k.gradients = GRADIENTS_NOW;
 		p = planned(a, g, &k, target);
-		plan_verify(p);
-		mem_place(p);
-		if (p->acts_nbytes + fixed_nbytes(m) < least)
-			least = p->acts_nbytes + fixed_nbytes(m);
-		if (p->acts_nbytes + fixed_nbytes(m) <= most && (!best || plan_time(p) < plan_time(best)))
-			best = p;
+		big = at_size(a, p->g, target);
+		plan_verify(big);
+		mem_place(big);
+		n = big->acts_nbytes + fixed_nbytes(m);
+		least = n < least ? n : least;
+		if (n > most || (best && plan_time(big) >= plan_time(best_big)))
+			continue;
+		best = p;
+		best_big = big;
 	}
 	if (!best)
 		die("plan.memory is %g GB; the program %s needs %.3f GB at least, with activations computed "
@@ -130,36 +147,98 @@ within_memory(Arena *a, const Graph *g, int target)
 	return best;
 }
 
+/* A program as far as it is planned, with learned factors of products where they
+ * stand in the spec, or in the matrices. */
+typedef struct { Graph *built, *simple; Plan *plan; } Version;
+
+static Version
+version(Arena *a, Graph *g)
+{
+	Version v = { .built = g };
+
+	if (g->mode == GRAPH_TRAIN)
+		grad_append(g);
+	graph_verify(g);
+	v.simple = simplify(a, g);
+	graph_verify(v.simple);
+	return v;
+}
+
+/* The same with factors in the matrices; .built is NULL where there is no such
+ * version, or the spec or a lock wants the other. */
+static Version
+scaled_version(Arena *a, Graph *g)
+{
+	const Spec *s = g->model->spec;
+	const Knobs *k = &s->plan;
+
+	if (g->mode != GRAPH_TRAIN || s->search == SEARCH_NAIVE || k->scales == SCALES_STREAM ||
+	    (k->locked && !lock_scales(k->locked, prog_name[g->mode])))
+		return (Version){0};
+	g = scales_into_weights(a, simplify_uses(a, g));
+	return g ? version(a, g) : (Version){0};
+}
+
+static bool
+wants_scales(const Model *m, int mode)
+{
+	const Knobs *k = &m->spec->plan;
+
+	return k->locked ? lock_scales(k->locked, prog_name[mode]) : k->scales == SCALES_WEIGHTS;
+}
+
+static void
+plan_version(Arena *a, Version *v, int target)
+{
+	const Spec *s = v->simple->model->spec;
+
+	v->plan = s->memory > 0 ? within_memory(a, v->simple, target) :
+	          planned(a, v->simple, &s->plan, target);
+}
+
+/* the faster of the two versions of a program, or the one that is asked for */
+static Version
+best_version(Arena *a, const Model *m, int mode, long T, int target)
+{
+	Graph *g = graph_build(a, m, mode, T);
+	Version v, w = scaled_version(a, g);
+
+	if (w.built)
+		plan_version(a, &w, target);
+	if (w.built && wants_scales(m, mode))
+		return w;
+	v = version(a, g);
+	plan_version(a, &v, target);
+	return w.built && plan_time(at_size(a, w.plan->g, target)) <
+	       plan_time(at_size(a, v.plan->g, target)) ? w : v;
+}
+
 static Plan *
 program(Arena *a, const Model *m, int mode, long T, int target, const char *dump)
 {
-	Graph *g = graph_build(a, m, mode, T);
-	Plan *p;
+	Version v;
+	Graph *g;
 
-	graph_verify(g);
-	if (strchr(dump, 'g'))
+	if (strchr(dump, 'g')) {
+		g = graph_build(a, m, mode, T);
+		graph_verify(g);
 		graph_print(g, stdout);
-	if (mode == GRAPH_TRAIN)
-		grad_append(g);
-	graph_verify(g);
+	}
+	v = best_version(a, m, mode, T, target);
 	if (strchr(dump, 'b'))
-		graph_print(g, stdout);
-	g = simplify(a, g);
-	graph_verify(g);
+		graph_print(v.built, stdout);
 	if (strchr(dump, 's'))
-		graph_print(g, stdout);
+		graph_print(v.simple, stdout);
 	if (strchr(dump, 't'))
-		terms_print(terms_of(a, g, &m->spec->plan, false), stdout);
-	p = m->spec->memory > 0 ? within_memory(a, g, target) :
-	    planned(a, g, &m->spec->plan, target);
+		terms_print(terms_of(a, v.simple, &m->spec->plan, false), stdout);
 	if (strchr(dump, 'r'))
-		graph_print(p->g, stdout);
-	plan_verify(p);
-	mem_place(p);
-	mem_verify(p);
+		graph_print(v.plan->g, stdout);
+	plan_verify(v.plan);
+	mem_place(v.plan);
+	mem_verify(v.plan);
 	if (strchr(dump, 'f'))
-		plan_print(p, stdout);
-	return p;
+		plan_print(v.plan, stdout);
+	return v.plan;
 }
 
 static size_t
@@ -241,7 +320,12 @@ spec_graph(Arena *a, const Model *m, long T)
 void
 explain_plan(Arena *a, const Model *m, Buf *o)
 {
-	plan_why(a, simplify(a, spec_graph(a, m, m->T)), &m->spec->plan, o);
+	Version v = best_version(a, m, GRAPH_TRAIN, m->T, TO_CUDA), w;
+	Graph *g = graph_build(a, m, GRAPH_TRAIN, m->T);
+	bool scaled = has_op(v.simple, OP_SCALED);
+
+	w = scaled ? version(a, g) : scaled_version(a, g);
+	plan_why(a, v.simple, w.simple, &m->spec->plan, o);
 }
 
 Bundle *

@@ -131,6 +131,27 @@ back_point(Back *b, int i, int g_)
 		give(b, y, dy);
 }
 
+/* y = x W^T: what W gets; or, where it is s W, what W and s get */
+static void
+back_weight(Back *b, Val v, int d)
+{
+	Graph *g = b->g;
+	int w = v.arg[1], param = mat_param(g, w), t;
+
+	t = heavy(g, OP_GEMM_DW, K_MAT, v.width, d, v.arg[0]);
+	g->v[t].attr[0] = param;
+	if (g->v[w].op == OP_MAT) {
+		grad_contrib(g, param, -1, t);
+		return;
+	}
+	g->v[t].attr[1] = 1;
+	val_named(g, t, "dscaled");
+	t = heavy(g, OP_SCALED_BWD, K_TUPLE, v.width, t, g->v[w].arg[0]);
+	g->v[t].arg[2] = g->v[w].arg[1];
+	give(b, g->v[w].arg[1], out(g, t, 0));
+	grad_contrib(g, param, -1, out(g, t, 1));
+}
+
 static void
 back_heavy(Back *b, int i, int d)
 {
@@ -151,9 +172,7 @@ back_heavy(Back *b, int i, int d)
 			t = heavy(g, OP_GEMM_DX, K_VEC, g->v[x].width, d, y);
 			give(b, x, t);
 		}
-		t = heavy(g, OP_GEMM_DW, K_MAT, v.width, d, x);
-		g->v[t].attr[0] = g->v[y].attr[0];
-		grad_contrib(g, g->v[y].attr[0], -1, t);
+		back_weight(b, v, d);
 		break;
 	case OP_HEAD:
 		give(b, x, out(g, i, 1));

@@ -3,6 +3,7 @@
  *   spec.c      text   -> Spec      (spec.h)
  *   model.c     Spec   -> Model     every dimension a number, every parameter named
  *   graph.c     Model  -> Graph     forward pass as SSA: row algebra and heavy ops
+ *   scales.c    Graph  -> Graph     learned factors of products in their matrices
  *   grad.c      Graph  -> Graph     reverse mode appended
  *   simplify.c  Graph  -> Graph     constants folded, common and dead values gone
  *   fuse.c      Graph  -> Plan      steps, kernels, what is stored
@@ -60,6 +61,7 @@ typedef struct {
 typedef struct {
 	const Spec *spec;
 	int L, S, C, H, K, D, F, V, Vp, n, T, seq, rot;
+	int plan_T;              /* rows that the plan is chosen for: T, unless reduced */
 	double attn_scale;
 	int nparam;
 	Param *param;
@@ -116,7 +118,8 @@ typedef struct {
 	 * SHIFT, UNSHIFT: k, edge, within documents  OUT: which
 	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows
 	 * SCATTER, GEMM_DW: also the parameter, so that equal gradients of two
-	 * parameters stay two values */
+	 * parameters stay two values  GEMM_DW: [1] it is no gradient but what
+	 * SCALED_BWD makes one of */
 	int attr[4];
 	double num;             /* NUM: value  ATTN: scale */
 	const char *name;       /* for readers: lane0, n, h, dlane0 */
@@ -152,6 +155,7 @@ typedef struct {
 	uint8_t glue;
 	int *hash, nhash;       /* hash-consing, in simplify */
 	bool folding;
+	bool factors_stay;      /* learned ones, in dot products */
 } Graph;
 
 Graph *graph_new(Arena *a, const Model *m, int mode, long T);
@@ -199,8 +203,19 @@ void grad_contrib(Graph *g, int param, int idx, int val);
 /* requires: graph_verify'd.  provides: no arithmetic on numbers, no value that
  * no result needs, no two equal values */
 Graph *simplify(Arena *a, const Graph *g);
+/* The same, but what multiplies a vector multiplies it in every use of it: no
+ * learned factor leaves a dot product. */
+Graph *simplify_uses(Arena *a, const Graph *g);
 /* The same graph without what no result needs. */
 Graph *compact(Arena *a, const Graph *g);
+
+/* scales.c: learned factors of products moved into their matrices.
+ * requires: forward graph, of simplify_uses.  provides: the same function, or NULL
+ * where there is nothing to move */
+Graph *scales_into_weights(Arena *a, const Graph *g);
+bool has_op(const Graph *g, Op op);
+/* the parameter that a product's matrix is, or is a multiple of */
+int mat_param(const Graph *g, int v);
 
 /* search.c, rewrite.c: what is stored and in which form, by `plan` of the spec.
  * requires: simplified graph.  provides: the same function, with the level of
@@ -212,7 +227,7 @@ Graph *recompute(Arena *a, const Graph *g);
 
 /* why.c: for people, what each choice of the search costs and what the next best
  * would cost */
-void plan_why(Arena *a, const Graph *g, const Knobs *knob, Buf *o);
+void plan_why(Arena *a, const Graph *g, const Graph *other, const Knobs *knob, Buf *o);
 
 /* fuse.c */
 

@@ -220,6 +220,10 @@ mat_count(const Graph *g, const Val *v)
 		return (size_t)v->attr[1] * (size_t)v->width;
 	if (v->op == OP_GEMM_DW)
 		return (size_t)a->width * (size_t)g->v[v->arg[1]].width;
+	if (v->op == OP_SCALED)
+		return (size_t)g->model->param[mat_param(g, (int)(v - g->v))].n;
+	if (v->op == OP_OUT && a->op == OP_SCALED_BWD)
+		return (size_t)g->model->param[mat_param(g, a->arg[1])].n;
 	return (size_t)g->model->Vp * (size_t)g->model->C;      /* head */
 }
 
@@ -250,6 +254,7 @@ eval_tuple(Interp *I, int i)
 	size_t T = (size_t)I->in->T, HD = (size_t)(m->H * m->D);
 	size_t KD = (size_t)(m->K * m->D), W = (size_t)m->Vp * (size_t)m->C;
 	double *s[6] = {0}, *a, *b, *c;
+	size_t n;
 	int j;
 
 	if (v->op == OP_ATTN) {
@@ -264,6 +269,12 @@ eval_tuple(Interp *I, int i)
 		s[4] = interp_array(T * KD);
 		s[5] = interp_array(T * KD);
 		interp_attn_bwd(I, v, (double *[]){ a, b, c }, s + 3);
+	} else if (v->op == OP_SCALED_BWD) {
+		n = (size_t)m->param[mat_param(g, v->arg[1])].n;
+		a = tuple_result(I, i, 0, 1, &s[0]);
+		b = tuple_result(I, i, 1, n, &s[1]);
+		interp_scaled_bwd(I->x[v->arg[0]], I->in->param[mat_param(g, v->arg[1])], n,
+		                  I->x[v->arg[2]][0], a, b);
 	} else {
 		a = tuple_result(I, i, 0, 1, &s[0]);
 		b = tuple_result(I, i, 1, T * (size_t)m->C, &s[1]);
@@ -305,6 +316,8 @@ eval_heavy(Interp *I, int i, double *r)
 
 	if (v->arg[1] >= 0 && g->v[v->arg[1]].op == OP_MAT)
 		w = I->in->param[g->v[v->arg[1]].attr[0]];
+	else if (v->arg[1] >= 0 && g->v[v->arg[1]].op == OP_SCALED)
+		w = I->x[v->arg[1]];
 	switch ((int)v->op) {
 	case OP_GATHER:
 	case OP_SCATTER:
@@ -315,6 +328,9 @@ eval_heavy(Interp *I, int i, double *r)
 		interp_matmul(r, x, w, T, n, k, k, 1, k, 1);
 		for (j = 0; v->op == OP_LOGITS && j < (size_t)(T * n); j++)
 			r[j] = interp_softcap(g->model->spec, r[j], &dz);
+		break;
+	case OP_SCALED:
+		interp_scaled(I->in->param[mat_param(g, i)], mat_count(g, v), I->x[v->arg[1]][0], r);
 		break;
 	case OP_GEMM_DX:        /* dx[t, n] = sum_k dy[t, k] W[k, n] */
 		interp_matmul(r, x, w, T, n, k, k, 1, 1, n);

@@ -12,6 +12,10 @@ void interp_eval(Interp *I, int i);
 void interp_matmul(double *c, const double *a, const double *b, long m, long n, long k,
                    long ai, long ak, long bj, long bk);
 double interp_point(Op op, double x, double y);
+/* r = s W of n elements; <G, W> and s G */
+void interp_scaled(const double *w, size_t n, double s, double *r);
+void interp_scaled_bwd(const double *dw, const double *w, size_t n, double s, double *ds,
+                       double *r);
 void interp_attn(Interp *I, const Val *v, double *o, double *lse);
 /* g: dq, dk, dv; mag: the magnitudes of their terms */
 void interp_attn_delta(Interp *I, const Val *v, double *delta, double *mag);

@@ -33,6 +33,26 @@ interp_matmul(double *c, const double *a, const double *b, long m, long n, long 
 	free(row);
 }
 
+void
+interp_scaled(const double *w, size_t n, double s, double *r)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		r[i] = s * w[i];
+}
+
+void
+interp_scaled_bwd(const double *dw, const double *w, size_t n, double s, double *ds, double *r)
+{
+	size_t i;
+
+	for (*ds = 0, i = 0; i < n; i++) {
+		*ds += dw[i] * w[i];
+		r[i] = s * dw[i];
+	}
+}
+
 static long
 first_key(const Interp *I, const Val *v, long t)
 {

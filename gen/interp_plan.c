@@ -190,7 +190,7 @@ tail_value(Exec *x, int v)
 		return w->num;
 	if (w->op == OP_COEF)
 		return x->I->in->param[w->attr[0]][w->attr[1]];
-	if (w->op == OP_SUMR) {
+	if (x->p->partof[v] >= 0) {
 		o = opd_buf(x->p->part, F32, x->p->parts);
 		o.off = (size_t)x->p->partof[v] * (size_t)x->p->parts * 4;
 		x->m->get_sum(x->m->ctx, &o, 1, &r);
@@ -436,6 +436,39 @@ finish(Exec *x)
 	free(d);
 }
 
+/* operands: s W, W, factors of s */
+static void
+scaled(Exec *x)
+{
+	const Val *v = &x->p->g->v[x->s->val];
+	size_t n = (size_t)x->p->model->param[mat_param(x->p->g, v->arg[0])].n;
+	double *w = interp_array(n);
+
+	get(x, &x->s->opd[1], (long)n, w);
+	interp_scaled(w, n, tail_value(x, v->arg[1]), w);
+	put(x, &x->s->opd[0], (long)n, w, false);
+	free(w);
+}
+
+/* operands: gradient of W, sums, gradient of s W, W, factors of s */
+static void
+scaled_bwd(Exec *x)
+{
+	const Val *v = &x->p->g->v[x->s->val];
+	size_t n = (size_t)x->p->model->param[mat_param(x->p->g, v->arg[1])].n, i;
+	double *dw = interp_array(n), *w = interp_array(n), ds, mag = 0;
+
+	get(x, &x->s->opd[2], (long)n, dw);
+	get(x, &x->s->opd[3], (long)n, w);
+	for (i = 0; i < n; i++)
+		mag += fabs(dw[i] * w[i]);
+	interp_scaled_bwd(dw, w, n, tail_value(x, v->arg[2]), &ds, dw);
+	put(x, &x->s->opd[0], (long)n, dw, true);
+	x->m->put_sum(x->m->ctx, &x->s->opd[1], 1, &ds, &mag);
+	free(dw);
+	free(w);
+}
+
 static void
 loss_sum(Exec *x)
 {
@@ -456,6 +489,7 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 		{ "gather", gather }, { "scatter", scatter }, { "attn_fwd", attn_fwd },
 		{ "attn_bwd", attn_bwd }, { "ce", ce }, { "softcap", softcap },
 		{ "finish", finish }, { "loss_sum", loss_sum },
+		{ "scaled", scaled }, { "scaled_bwd", scaled_bwd },
 		{ "attn_fwd_f32", attn_fwd }, { "scatter_finish", scatter_finish },
 		{ "attn_bwd_dq", attn_bwd_dq }, { "attn_bwd_dq_f32", attn_bwd_dq },
 		{ "attn_bwd_dkv", attn_bwd_dkv }, { "attn_bwd_dkv_f32", attn_bwd_dkv },

@@ -370,7 +370,7 @@ split_factor(const Graph *g, int v, int *s, int *rest)
 		return false;
 	for (i = 0; i < 2; i++) {
 		f = &g->v[x->arg[i]];
-		if (f->kind <= K_SCALAR) {
+		if (f->kind <= K_SCALAR && !(g->factors_stay && f->kind == K_SCALAR)) {
 			*s = x->arg[i];
 			*rest = x->arg[1 - i];
 			return true;
@@ -574,6 +574,9 @@ out(Graph *g, int tuple, int which)
 	} else if (t->op == OP_HEAD) {
 		v.kind = which == 0 ? K_SCALAR : which == 1 ? K_VEC : K_MAT;
 		v.width = which == 1 ? g->model->C : 1;
+	} else if (t->op == OP_SCALED_BWD) {
+		v.kind = which == 0 ? K_SCALAR : K_MAT;
+		v.width = which == 0 ? 1 : g->v[t->arg[0]].width;
 	} else {
 		bug("graph: out of %s", op_info[t->op].name);
 	}

@@ -712,7 +712,7 @@ dimensions(Ctx *c)
 	m->Vp = (s->vocab + s->vocab_multiple - 1) / s->vocab_multiple *
 	        s->vocab_multiple;
 	m->n = s->lanes;
-	m->T = s->tokens_per_step / s->micro_batches;
+	m->T = m->plan_T = s->tokens_per_step / s->micro_batches;
 	m->seq = s->seq_len;
 	m->rot = s->rotary == ROT_NONE ? 0 : s->rotary_dims;
 	m->attn_scale = s->attn_scale > 0 ? s->attn_scale :

@@ -212,6 +212,8 @@ Terms *search_best(Arena *a, const Graph *g, const Knobs *knob, Decisions **d);
 
 /* lock.c: decisions as text, and back.  die()s where a text is of another graph. */
 void lock_print(const Terms *m, const Decisions *d, const char *prog, Buf *b);
+/* are learned factors of products in the matrices? */
+bool lock_scales(const char *text, const char *prog);
 /* were sources made ahead; their gradients apart? */
 bool lock_view(const char *text, const char *prog, bool *apart);
 void lock_apply(Terms *m, const char *text, const char *prog);

@@ -164,14 +164,15 @@ compact(Arena *a, const Graph *g)
 	return n;
 }
 
-Graph *
-simplify(Arena *a, const Graph *g)
+static Graph *
+fold(Arena *a, const Graph *g, bool factors_stay)
 {
 	Graph *n = graph_new(a, g->model, g->mode, g->T);
 	bool *live = NEWN(a, bool, g->n);
 	int *map = NEWN(a, int, g->n), i;
 
 	n->folding = true;
+	n->factors_stay = factors_stay;
 	mark_results(g, live);
 	for (i = 0; i < g->n; i++) {
 		if (i == g->nfwd)
@@ -186,4 +187,16 @@ simplify(Arena *a, const Graph *g)
 		n->nfwd = n->n;
 	copy_results(n, g, map);
 	return compact(a, n);
+}
+
+Graph *
+simplify(Arena *a, const Graph *g)
+{
+	return fold(a, g, false);
+}
+
+Graph *
+simplify_uses(Arena *a, const Graph *g)
+{
+	return fold(a, g, true);
 }

@@ -90,6 +90,7 @@ typedef struct {
 	enum { GRADIENTS_AUTO, GRADIENTS_NOW, GRADIENTS_DEFERRED } gradients;
 	enum { IDENTITIES_AUTO, IDENTITIES_NONE } identities;
 	enum { COLLAPSE_AUTO, COLLAPSE_NONE } collapse;
+	enum { SCALES_AUTO, SCALES_STREAM, SCALES_WEIGHTS } scales;
 	enum { RECOMPUTE_AUTO, RECOMPUTE_NONE, RECOMPUTE_ACT } recompute;
 	bool divide;            /* risky: normed forms divide by learned coefficients */
 	bool has_lock;

@@ -76,11 +76,26 @@ opd_val(Fuse *f, int v)
 	return opd_buf(p->bufof[v], p->dt[v], x->width);
 }
 
+/* the buffer of a matrix of param's shape */
+static Opd
+opd_matrix(Fuse *f, int v, int param)
+{
+	const Param *w = &f->g->model->param[param];
+	Plan *p = f->p;
+
+	if (p->bufof[v] < 0)
+		p->bufof[v] = buffer_new(p, f->g->v[v].name, v, p->dt[v], w->dim[0], w->dim[1]);
+	return opd_buf(p->bufof[v], p->dt[v], w->dim[1]);
+}
+
 static Opd
 opd_weight(Fuse *f, int v)
 {
-	const Param *w = &f->g->model->param[f->g->v[v].attr[0]];
+	int param = mat_param(f->g, v);
+	const Param *w = &f->g->model->param[param];
 
+	if (f->g->v[v].op == OP_SCALED)
+		return opd_matrix(f, v, param);
 	if (w->woff >= 0)
 		return opd_arena(A_WEIGHTS, (size_t)w->woff, BF16, w->dim[1]);
 	return opd_arena(A_PARAMS, w->off, F32, w->dim[1]);
@@ -121,6 +136,8 @@ static const struct { const char *name; int threads, vec; long per; bool most; }
 	{ "loss_sum",        1024, 0, 0, false },
 	{ "finish",          1024, 0, 32, false },
 	{ "sqsum",            256, 0, 1, true },
+	{ "scaled",           256, 0, 4096, true },
+	{ "scaled_bwd",       256, 0, 1, true },
 	{ "clip",             256, 0, 0, false },
 	{ "adamw",            256, 0, 1024, true },
 	{ "attn_fwd",         128, 0, 1, false },
@@ -254,12 +271,12 @@ heavy_gemm(Fuse *f, int i)
 		w = short_name(g->model->param[param].name);
 		site = site_name(p, v, arena_printf(p->mem, "%s dW", w));
 		n = g->v[v->arg[1]].width;
-		gemm_step(f, i, site, opd_val(f, v->arg[0]), true,
-		          opd_val(f, v->arg[1]), false, opd_grad(g, param), true,
-		          k, n, T);
+		gemm_step(f, i, site, opd_val(f, v->arg[0]), true, opd_val(f, v->arg[1]), false,
+		          v->attr[1] ? opd_matrix(f, i, param) : opd_grad(g, param),
+		          !v->attr[1], k, n, T);
 		return;
 	}
-	w = short_name(g->model->param[g->v[v->arg[1]].attr[0]].name);
+	w = short_name(g->model->param[mat_param(g, v->arg[1])].name);
 	site = site_name(p, v, v->op == OP_GEMM_DX ?
 	                 arena_printf(p->mem, "%s dx", w) : w);
 	gemm_step(f, i, site, opd_val(f, v->arg[0]), false,
@@ -654,6 +671,61 @@ heavy_logits(Fuse *f, int i)
 	step_launch(p, s, RowBlocks, p->T * m->Vp, m->Vp);
 }
 
+/* The coefficients that a scalar is the product of, each where it lies, and after
+ * them null pointers up to the two that the templates take. */
+static void
+push_scales(Fuse *f, Step *s, int v, int *n)
+{
+	const Val *x = &f->g->v[v];
+
+	if (x->op == OP_MUL) {
+		push_scales(f, s, x->arg[0], n);
+		push_scales(f, s, x->arg[1], n);
+		return;
+	}
+	if (x->op == OP_BF16)
+		x = &f->g->v[x->arg[0]];
+	push(f->p, s, opd_arena(A_PARAMS, f->g->model->param[x->attr[0]].off +
+	                        (size_t)x->attr[1] * 4, F32, 1));
+	++*n;
+}
+
+/* s W for the products that read it, and what W and s get of its gradient */
+static void
+heavy_scaled(Fuse *f, int i)
+{
+	const Graph *g = f->g;
+	const Val *v = &g->v[i];
+	bool bwd = v->op == OP_SCALED_BWD;
+	int param = mat_param(g, v->arg[bwd]), ds, n = 0;
+	const Param *w = &g->model->param[param];
+	Plan *p = f->p;
+	Opd weight = opd_arena(A_PARAMS, w->off, F32, w->dim[1]), part;
+	Step *s = template_step(f, i, bwd ? "scaled_bwd" : "scaled", site_name(p, v,
+	                        arena_printf(p->mem, "%s scaled", short_name(w->name))));
+
+	if (!bwd) {
+		push(p, s, opd_matrix(f, i, param));
+		push(p, s, weight);
+		s->nbytes = (double)w->n * (4 + dt_size(p->dt[i]));
+	} else {
+		ds = out_value(g, i, 0);
+		p->partof[ds] = p->npart++;
+		part = opd_buf(p->part, F32, p->parts);
+		part.off = (size_t)p->partof[ds] * (size_t)p->parts * 4;
+		push(p, s, opd_grad(g, param));
+		push(p, s, part);
+		push(p, s, opd_matrix(f, v->arg[0], param));
+		push(p, s, weight);
+		s->nbytes = (double)w->n * 16 + 4. * p->parts;
+	}
+	push_scales(f, s, v->arg[bwd + 1], &n);
+	for (; n < 2; n++)
+		push(p, s, opd_int(0));
+	push(p, s, opd_int(w->n));
+	step_launch(p, s, p->parts, bwd ? p->parts : w->n, 1);
+}
+
 void
 heavy_step(Fuse *f, int i)
 {
@@ -666,6 +738,10 @@ heavy_step(Fuse *f, int i)
 	case OP_GEMM_DX:
 	case OP_GEMM_DW:
 		heavy_gemm(f, i);
+		break;
+	case OP_SCALED:
+	case OP_SCALED_BWD:
+		heavy_scaled(f, i);
 		break;
 	case OP_ATTN:
 		heavy_attn(f, i);

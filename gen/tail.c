@@ -71,11 +71,11 @@ tail_exp(Tail *t, int v, int level, Buf *b)
 		buf_printf(b, "%s[%d]", tail_par(t, A_PARAMS, x->attr[0]), x->attr[1]);
 		return;
 	}
-	if (x->op == OP_SUMR && t->p->target == TO_CUDA) {
+	if (t->p->partof[v] >= 0 && t->p->target == TO_CUDA) {
 		buf_printf(b, "total[%d]", tail_total(t, t->p->partof[v]));
 		return;
 	}
-	if (x->op == OP_SUMR) {
+	if (t->p->partof[v] >= 0) {
 		buf_printf(b, "total(sums + %d)", t->p->partof[v] * t->p->parts);
 		return;
 	}

@@ -127,8 +127,38 @@ attn_holes(Fill *f, const Step *s)
 	hole_dt(f, "DTG", s->opd[operand[i].g].dt);
 }
 
+/* "s0[0] * F32(BF16(s1[0]))" */
 static void
-template_holes(Fill *f, const Step *s)
+scale_text(const Graph *g, int v, int *n, Buf *b)
+{
+	const Val *x = &g->v[v];
+
+	if (x->op == OP_MUL) {
+		scale_text(g, x->arg[0], n, b);
+		buf_puts(b, " * ");
+		scale_text(g, x->arg[1], n, b);
+	} else {
+		buf_printf(b, x->op == OP_BF16 ? "F32(BF16(s%d[0]))" : "s%d[0]", *n);
+		++*n;
+	}
+}
+
+static void
+hole_scale(Fill *f, const Plan *p, const Step *s)
+{
+	const Val *v = &p->g->v[s->val];
+	Buf b = {0};
+	int n = 0;
+
+	scale_text(p->g, v->arg[v->op == OP_SCALED_BWD ? 2 : 1], &n, &b);
+	f->h[f->n++] = (Hole){ "S", arena_strdup(f->a, b.s) };
+	if (n > 1)
+		buf_puts(&f->name, "_2");
+	buf_free(&b);
+}
+
+static void
+template_holes(Fill *f, const Plan *p, const Step *s)
 {
 	const Model *m = f->m;
 	const char *t = s->name;
@@ -151,6 +181,11 @@ template_holes(Fill *f, const Step *s)
 	} else if (strcmp(t, "softcap") == 0) {
 		hole_int(f, "VP", m->Vp);
 		hole_softcap(f);
+	} else if (strcmp(t, "scaled") == 0) {
+		hole_dt(f, "DT", s->opd[0].dt);
+		hole_scale(f, p, s);
+	} else if (strcmp(t, "scaled_bwd") == 0) {
+		hole_scale(f, p, s);
 	} else if (strcmp(t, "adamw") == 0) {
 		f->h[f->n++] = (Hole){ "WEIGHTS", s->acc ? "1" : "0" };
 		buf_puts(&f->name, s->acc ? "_bf16" : "");
@@ -182,7 +217,7 @@ text_new(Bundle *b, const char *base, const char *body, const char *site, int su
 }
 
 static void
-template_fill(Bundle *b, Fill *f, const Step *s, Buf *body)
+template_fill(Bundle *b, Fill *f, const Plan *p, const Step *s, Buf *body)
 {
 	const char *threads = arena_printf(b->mem, "%d", s->threads);
 
@@ -190,7 +225,7 @@ template_fill(Bundle *b, Fill *f, const Step *s, Buf *body)
 	                        b->target == TO_CUDA ? "cuda" : "cpu", s->name));
 	buf_puts(&f->name, s->name);
 	buf_puts(&f->name, "_");
-	template_holes(f, s);
+	template_holes(f, p, s);
 	if (f->name.s[f->name.len - 1] == '_')
 		f->name.s[--f->name.len] = 0;
 	if (has_hole(f, "THREADS"))
@@ -225,7 +260,7 @@ step_text(Bundle *b, const Plan *p, Step *s)
 		           m->spec->storage == F_BF16 ? "bf16" : "f32");
 		break;
 	case STEP_TEMPLATE:
-		template_fill(b, &f, s, &body);
+		template_fill(b, &f, p, s, &body);
 		break;
 	case STEP_TAIL:
 		emit_tail(p, s, &body);

@@ -30,7 +30,13 @@ units(const Graph *g, double nbytes)
 }
 
 static void
-forced_rows(Arena *a, const Graph *g, const Knobs *knob, double best, Buf *o)
+forced_row(const Graph *g, const char *key, const char *word, double x, double best, Buf *o)
+{
+	buf_printf(o, "%-18s %-12s %10.2f %+10.2f\n", key, word, units(g, x), units(g, x - best));
+}
+
+static void
+forced_rows(Arena *a, const Graph *g, const Graph *other, const Knobs *knob, double best, Buf *o)
 {
 	Knobs k;
 	double x;
@@ -45,9 +51,11 @@ forced_rows(Arena *a, const Graph *g, const Knobs *knob, double best, Buf *o)
 			k.locked = NULL;
 			memcpy((char *)&k + keys[i].at, &j, sizeof j);
 			x = cost(a, g, &k);
-			buf_printf(o, "%-18s %-12s %10.2f %+10.2f\n", keys[i].key, keys[i].word[j],
-			           units(g, x), units(g, x - best));
+			forced_row(g, keys[i].key, keys[i].word[j], x, best, o);
 		}
+	if (other)
+		forced_row(g, "plan.scales", has_op(other, OP_SCALED) ? "weights" : "stream",
+		           cost(a, other, knob), best, o);
 }
 
 static void
@@ -89,13 +97,13 @@ stored_rows(Arena *a, const Graph *g, Terms *m, const Decisions *d, Buf *o)
 }
 
 void
-plan_why(Arena *a, const Graph *g, const Knobs *knob, Buf *o)
+plan_why(Arena *a, const Graph *g, const Graph *other, const Knobs *knob, Buf *o)
 {
 	Decisions *d;
 	Terms *m = search_best(a, g, knob, &d);
 
 	buf_printf(o, "vectors that row kernels move, in U of the whole net: what the search found, and\n"
 	           "the best that it finds with one choice forced\n\n");
-	forced_rows(a, g, knob, d->nbytes, o);
+	forced_rows(a, g, other, knob, d->nbytes, o);
 	stored_rows(a, g, m, d, o);
 }

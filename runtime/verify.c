@@ -317,6 +317,7 @@ shrink(Verify *v, long rows)
 	m = model_build(v->a, d, s);
 	if (!m)
 		bug("verify: the reduced spec has errors");
+	m->plan_T = v->m->T;
 	return m;
 }
 

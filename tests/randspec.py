@@ -390,6 +390,7 @@ class Spec:
                          gradients=(0.2, lambda: self.rng.choice(["auto", "now", "deferred"])),
                          identities=(0.1, lambda: "none"),
                          collapse=(0.1, lambda: "none"),
+                         scales=(0.5, lambda: self.rng.choice(["auto", "stream", "weights", "weights"])),
                          recompute=(0.3, lambda: self.rng.choice(["auto", "none", "act"])),
                          head_chunk=(0.5, lambda: self.rng.choice(["auto", 1, 2, 5, 7, 16, 33])))
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 shape() {
 	name=$1 spec=$2
 	shift 2
-	for how in search=naive search=auto sources=inline sources=precompute; do
+	for how in search=naive search=auto $also sources=inline sources=precompute; do
 		build/hcgen plan "$spec" "$@" --set plan.$how | awk -v name="$name" -v how="$how" '
 			/^lane glue/ { f = $4; b = $6; total = $(NF - 1) }
 			/^modelled/  { ms = $2; sub(/.*\(glue /, ""); sub(/,.*/, ""); glue = $0 }
@@ -19,7 +19,10 @@ shape() {
 two=specs/two-lane.yaml none='{x0: none, e: none}'
 echo "| shape | plan. | forward U | backward U | lane glue, bytes per token | row kernels, ms | micro-step, ms |"
 echo '|---|---|---|---|---|---|---|'
+also=scales=stream
 shape 'one lane' specs/single.yaml
+shape 'one lane, post learned' specs/single.yaml --set 'hc.post={learned: true}'
+also=
 shape 'two lanes' $two
 shape 'two lanes, sources at every sublayer' $two --set hc.sources.x0.sublayers=all --set hc.sources.e.sublayers=all
 shape 'four lanes, no sources' $two --set hc.lanes=4 --set "hc.sources=$none"

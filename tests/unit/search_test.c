@@ -182,6 +182,56 @@ random_choices(void *arg, char err[200])
 enum { RandomChoices = 520, NBrute = 7 };
 
 
+/* learned factors of products in the matrices: how many, and the same function */
+#define LANE(layers, rest) "model: {layers: " #layers ", width: 16, heads: 2, vocab: 19, vocab_multiple: 8}\n" \
+	"hc: {" rest "}\n" TRAIN(24, 12)
+#define BEFORE "resid_lambda: {granularity: layer, site: before_read, init: 1.1}"
+
+static const struct { const char *what, *text; int n; } scales[] = {
+	/* all but the last layer's, which no lambda follows */
+	{ "lambda before the read", LANE(3, BEFORE), 2 },
+	/* lambda multiplies both products of a layer together, but attention's is also read alone */
+	{ "lambda and sources", LANE(3, BEFORE ", " SOURCES), 2 },
+	{ "post", LANE(2, "post: {learned: true, init: 0.9}"), 4 },
+	{ "post and lambda, rounded", LANE(3, "post: {learned: true, init: 0.9}, coef_dtype: bf16, " BEFORE), 6 },
+	{ "lambda at the write", LANE(2, "resid_lambda: {granularity: sublayer, init: 1.05}"), 0 },
+	{ "another reader", LANE(3, BEFORE ", backouts: {b: {from: {sublayer: 3}}}"), 1 },
+	{ "several lanes", LANE(2, "lanes: 2, post: {learned: true, init: 0.9}"), 0 },
+	{ "a number", LANE(2, "post: {learned: false, init: 0.9}"), 0 },
+};
+
+static int
+count_op(const Graph *g, Op op)
+{
+	int i, n = 0;
+
+	for (i = 0; i < g->n; i++)
+		n += g->v[i].op == op;
+	return n;
+}
+
+static bool
+scales_moved(void *arg, char err[200])
+{
+	int i = *(int *)arg;
+	const Model *m = model_of("small", scales[i].text);
+	Graph *g = scales_into_weights(mem, simplify_uses(mem, graph_build(mem, m, GRAPH_TRAIN, m->T))), *s;
+	Inputs in = inputs_random(m, m->T);
+
+	if (g)
+		grad_append(g);
+	if (g)
+		graph_verify(g);
+	s = g ? simplify(mem, g) : NULL;
+	snprintf(err, 200, "%d matrices are scaled, not %d", s ? count_op(s, OP_SCALED) : 0, scales[i].n);
+	if ((s ? count_op(s, OP_SCALED) : 0) != scales[i].n)
+		return false;
+	if (!g)
+		return true;
+	return same_results(train_graph(m, m->T), g, &in, err) && same_results(train_graph(m, m->T), s, &in, err) &&
+	       same_results(s, plan_search(mem, s, &m->spec->plan, NULL), &in, err);
+}
+
 /* a spec in a file, all three programs */
 static bool
 of_file(void *arg, char err[200])
@@ -189,7 +239,7 @@ of_file(void *arg, char err[200])
 	Diag *d = diag_new(mem);
 	Spec *s = spec_read(mem, d, arg, 0, NULL);
 	Model *m = s ? model_build(mem, d, s) : NULL;
-	Graph *g;
+	Graph *g, *n;
 	Inputs in;
 	int mode;
 
@@ -204,7 +254,12 @@ of_file(void *arg, char err[200])
 		if (!same_results(g, plan_search(mem, g, &m->spec->plan, NULL), &in, err))
 			return false;
 	}
-	return true;
+	n = scales_into_weights(mem, simplify_uses(mem, graph_build(mem, m, GRAPH_TRAIN, m->T)));
+	if (!n)
+		return true;
+	grad_append(n);
+	n = simplify(mem, n);
+	return same_results(train_graph(m, m->T), plan_search(mem, n, &m->spec->plan, NULL), &in, err);
 }
 
 int
@@ -235,6 +290,8 @@ main(int argc, char **argv)
 		snprintf(name, sizeof name, "brute force for small spec %d finds nothing better", i);
 		check_case(name, brute, (void *)small[i]);
 	}
+	for (i = 0; i < (int)(sizeof scales / sizeof *scales); i++)
+		check_case(arena_printf(mem, "factors in matrices: %s", scales[i].what), scales_moved, &i);
 	for (i = 0; i < RandomChoices; i++) {
 		snprintf(name, sizeof name, "random choices %d of %s", i, spec_text[i % NSpecs].name);
 		check_case(name, random_choices, &i);

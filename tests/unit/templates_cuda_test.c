@@ -857,6 +857,61 @@ loss_sum(void *a, char err[200])
 	return fabs(get(result, 0) - sum) <= 0x1p-52 * (double)(x->n + 1) * mag;
 }
 
+/* a matrix times a learned scalar */
+static bool
+scaled(void *a, char err[200])
+{
+	const Sums *x = a;
+	Arr w = randoms(F32, x->n, 1), s = randoms(F32, 1, 1), to = array(BF16, x->n);
+	double *want = NEWN(mem, double, x->n), *bound = NEWN(mem, double, x->n);
+	long i;
+
+	for (i = 0; i < x->n; i++) {
+		want[i] = get(s, 0) * get(w, i);
+		bound[i] = fabs(want[i]) * 0x1p-24;
+	}
+	writes(to);
+	reads(w);
+	reads(s);
+	integer(0);
+	integer(x->n);
+	if (!run("scaled", launch_of("scaled", x->n, 1).items, 0))
+		return snprintf(err, 200, "%.199s", fault), false;
+	return within(to, want, bound, err);
+}
+
+/* what the matrix and two scalars get */
+static bool
+scaled_bwd(void *a, char err[200])
+{
+	const Sums *x = a;
+	Arr dw = randoms(F32, x->n, 1), part = array(F32, x->parts), g = randoms(F32, x->n, 1);
+	Arr w = randoms(F32, x->n, 1), s = randoms(F32, 1, 1), r = randoms(F32, 1, 1);
+	double *want = NEWN(mem, double, x->n), *bound = NEWN(mem, double, x->n), sum = 0, mag = 0;
+	double factor = get(s, 0) * get(r, 0), got = 0;
+	long i;
+
+	for (i = 0; i < x->n; i++) {
+		want[i] = get(dw, i) + factor * get(g, i);
+		bound[i] = (fabs(get(dw, i)) + 2 * fabs(factor * get(g, i))) * 0x1p-23;
+		sum += get(g, i) * get(w, i);
+		mag += fabs(get(g, i) * get(w, i));
+	}
+	writes(dw);
+	writes(part);
+	reads(g);
+	reads(w);
+	reads(s);
+	reads(r);
+	integer(x->n);
+	if (!run("scaled_bwd", launch_of("scaled_bwd", x->parts, 1).items, 0))
+		return snprintf(err, 200, "%.199s", fault), false;
+	for (i = 0; i < x->parts; i++)
+		got += get(part, i);
+	snprintf(err, 200, "sum %.9g, want %.9g", got, sum);
+	return fabs(got - sum) <= mag * 0x1p-23 && within(dw, want, bound, err);
+}
+
 static void
 sums(void)
 {
@@ -873,6 +928,9 @@ sums(void)
 	for (i = 0; i < sizeof sizes / sizeof *sizes; i++) {
 		check_case(arena_printf(mem, "sqsum, clip n %ld parts %ld", sizes[i].n, sizes[i].parts),
 		           squares, (void *)&sizes[i]);
+		check_case(arena_printf(mem, "scaled n %ld", sizes[i].n), scaled, (void *)&sizes[i]);
+		check_case(arena_printf(mem, "scaled_bwd n %ld parts %ld", sizes[i].n, sizes[i].parts),
+		           scaled_bwd, (void *)&sizes[i]);
 		check_case(arena_printf(mem, "loss_sum n %ld", sizes[i].n), loss_sum, (void *)&sizes[i]);
 		check_case(arena_printf(mem, "finish n %ld parts %ld", columns[i].n, columns[i].parts),
 		           finish, (void *)&columns[i]);
@@ -915,6 +973,8 @@ kernels(void)
 	kernel("clip", "clip", "", 1);
 	kernel("finish", "finish", "", 1);
 	kernel("loss_sum", "loss_sum", "", 1);
+	kernel("scaled", "scaled", "DT=bf16 S=s0[0]", 1);
+	kernel("scaled_bwd", "scaled_bwd", "S=s0[0]*s1[0]", 1);
 }
 
 int

@@ -33,7 +33,7 @@ typedef struct { const char *name; Kernel *gather, *scatter; int dt; long C; } R
 #undef ATTN
 #undef CE
 #undef ROWS
-Kernel adamw_w0, adamw_w1, sqsum, clip, finish, loss_sum, cast;
+Kernel adamw_w0, adamw_w1, sqsum, clip, finish, loss_sum, scaled_f32, scaled_bf16, scaled_bwd;
 
 #define ATTN(n, q, o, g, ...) { #n, attn_fwd_##n, attn_bwd_##n, DT_##q, DT_##o, DT_##g, __VA_ARGS__ },
 #define CE(n, ...)
@@ -722,7 +722,7 @@ test_adamw(Kernel *k, int weights, long n, long step)
 static void
 test_sums(long n)
 {
-	Buf g = randbuf(DT_f32, n, 1), part = randbuf(DT_f32, 64 * n, 1), dst = randbuf(DT_f32, n, 1), sum[2], w[2];
+	Buf g = randbuf(DT_f32, n, 1), part = randbuf(DT_f32, 64 * n, 1), dst = randbuf(DT_f32, n, 1), sum[2];
 	double square = 0, total = 0.5, result = 0.5, sq[2][64], *ref = alloc(n, sizeof *ref);
 	f32 sched[5] = { 1, 1, 1, 1, 1 };
 	char name[40];
@@ -737,16 +737,12 @@ test_sums(long n)
 			ref[i] += get(part, b * n + i);
 	}
 	for (int s = 0; s < 2; s++) {
-		sum[s] = copy(dst), w[s] = nanbuf(DT_bf16, n);
+		sum[s] = copy(dst);
 		launch(finish, (HcArg[]){ { sum[s].p }, { part.p }, { .i = n } }, 64, s);
-		launch(cast, (HcArg[]){ { w[s].p }, { g.p }, { .i = n } }, 64, s);
 		launch(sqsum, (HcArg[]){ { sq[s] }, { g.p }, { .i = n } }, 64, s);
 	}
 	launch(loss_sum, (HcArg[]){ { &result }, { g.p }, { .i = n } }, 1, 0);
 	good &= close_to(name, "finish", sum[0], sum[1], ref);
-	for (long i = 0; i < n; i++)
-		ref[i] = get(g, i);
-	good &= close_to(name, "cast", w[0], w[1], ref);
 	report(result == total, name, "loss_sum", result - total, 0);
 	report(!memcmp(sq[0], sq[1], sizeof sq[0]), name, "sqsum order", 1, 0);
 	good &= result == total && !memcmp(sq[0], sq[1], sizeof sq[0]);
@@ -765,8 +761,49 @@ test_sums(long n)
 	}
 	ok(good, name);
 	for (int s = 0; s < 2; s++)
-		free(sum[s].p), free(w[s].p);
+		free(sum[s].p);
 	free(g.p), free(part.p), free(dst.p), free(ref);
+}
+
+/* a matrix times one learned scalar, or two; what it and the product of them get */
+static void
+test_scaled(long n)
+{
+	Buf w = randbuf(DT_f32, n, 1), g = randbuf(DT_f32, n, 1), d = randbuf(DT_f32, n, 1), s0 = randbuf(DT_f32, 1, 1);
+	Buf s1 = randbuf(DT_f32, 1, 1), out[2], both[2], dw[2], part[2];
+	double *ref = alloc(n, sizeof *ref), dot = 0, mag = 0, got = 0;
+	const double rounded = F32(BF16((float)get(s0, 0))) * get(s1, 0), factor = get(s0, 0) * get(s1, 0);
+	char name[40];
+	int good = 1;
+
+	snprintf(name, sizeof name, "scaled n %ld", n);
+	for (int s = 0; s < 2; s++) {
+		out[s] = nanbuf(DT_f32, n), both[s] = nanbuf(DT_bf16, n), dw[s] = copy(d), part[s] = nanbuf(DT_f32, 64);
+		launch(scaled_f32, (HcArg[]){ { out[s].p }, { w.p }, { s0.p }, { NULL }, { .i = n } }, 64, s);
+		launch(scaled_bf16, (HcArg[]){ { both[s].p }, { w.p }, { s0.p }, { s1.p }, { .i = n } }, 64, s);
+		launch(scaled_bwd, (HcArg[]){ { dw[s].p }, { part[s].p }, { g.p }, { w.p }, { s0.p }, { s1.p }, { .i = n } }, 64, s);
+	}
+	for (long i = 0; i < n; i++)
+		ref[i] = get(s0, 0) * get(w, i);
+	good &= close_to(name, "f32", out[0], out[1], ref);
+	for (long i = 0; i < n; i++)
+		ref[i] = rounded * get(w, i);
+	good &= close_to(name, "bf16, two factors", both[0], both[1], ref);
+	for (long i = 0; i < n; i++) {
+		ref[i] = get(d, i) + factor * get(g, i);
+		dot += get(g, i) * get(w, i);
+		mag += fabs(get(g, i) * get(w, i));
+	}
+	good &= close_to(name, "dw", dw[0], dw[1], ref);
+	for (int b = 0; b < 64; b++) {
+		got += get(part[0], b);
+		good &= get(part[0], b) == get(part[1], b);
+	}
+	report(fabs(got - dot) <= 0x1p-23 * mag, name, "sum", got - dot, 0x1p-23 * mag);
+	ok(good && fabs(got - dot) <= 0x1p-23 * mag, name);
+	for (int s = 0; s < 2; s++)
+		free(out[s].p), free(both[s].p), free(dw[s].p), free(part[s].p);
+	free(w.p), free(g.p), free(d.p), free(s0.p), free(s1.p), free(ref);
 }
 
 /* ---- speeds, one thread: the best of several runs ---- */
@@ -849,5 +886,8 @@ main(int argc, char **argv)
 	test_sums(1);
 	test_sums(1003);
 	test_sums(4096);
+	test_scaled(1);
+	test_scaled(1003);
+	test_scaled(4096);
 	return failed;
 }

@@ -102,7 +102,9 @@ put sqsum sqsum
 put clip clip
 put finish finish
 put loss_sum loss_sum
-put cast cast
+put scaled scaled_f32 DT=f32 S='s0[0]'
+put scaled scaled_bf16 DT=bf16 S='F32(BF16(s0[0])) * s1[0]'
+put scaled_bwd scaled_bwd S='s0[0] * s1[0]'
 
 # two compilers at a time
 cd "$tmp"

@@ -221,6 +221,12 @@ exp_text(const Kern *k, const Exp *e, int level, Buf *b)
 		idx_text(e->idx, NULL, b);
 		buf_puts(b, "]");
 		return;
+	case X_AGAIN:
+		buf_printf(b, "ld_again(%s", e->name);
+		if (e->idx.base)
+			buf_printf(b, " + %d", e->idx.base);
+		buf_puts(b, ")");
+		return;
 	case X_OP:
 		break;
 	}

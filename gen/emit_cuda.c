@@ -219,7 +219,7 @@ address_text(const Kern *k, const VecLoad *v, Buf *b)
 	buf_printf(b, "%s", p->name);
 	if (p->kind == P_TABLE)
 		buf_printf(b, " + (%s %% %d)*%ld", row, k->plan->model->seq, p->width);
-	else if (v->place == 1)
+	else if (v->place > 0)
 		buf_printf(b, " + %s*%ld", row, p->width);
 	switch (v->at) {
 	case V_FLAT:
@@ -474,6 +474,40 @@ part_vec_text(Print *p, const Stmt *s)
 	buf_printf(p->b, ", own ? %s : f32x%d());\n", s->name, s->vw);
 }
 
+/* totals of spread sums: what lanes 4*i hold of sum i */
+static void
+spread_parts_text(Print *p, const Stmt *s)
+{
+	const Map *m = &p->k->map;
+	const char *par = p->k->par[s->par].name;
+	int warps = m->threads / 32, i;
+
+	buf_printf(p->b, "static const int partial_of[%d] = { %s };\n", s->n, s->reduce);
+	for (i = 0; m->rows > 1 && i < (s->n + 7) / 8; i++) {
+		indent(p->depth, p->b);
+		buf_printf(p->b, "if (lane %% 4 == 0 && %d + lane / 4 < %d)\n", 8 * i, s->n);
+		indent(p->depth + 1, p->b);
+		buf_printf(p->b, "%s[partial_of[%d + lane / 4]*P + slot] = own ? total%d : 0.f;\n", par, 8 * i, i);
+	}
+	if (m->rows > 1)
+		return;
+	indent(p->depth, p->b);
+	buf_printf(p->b, "for (int i = threadIdx.x; i < %d; i += %d)\n", s->n, m->threads);
+	indent(p->depth + 1, p->b);
+	buf_printf(p->b, "%s[partial_of[i]*P + slot] = own ? sum_get(spread_part + %d*i, %d) : 0.f;\n", par,
+	           warps, warps);
+}
+
+static void
+spread_total_text(Print *p, const Stmt *s)
+{
+	if (p->k->map.rows > 1)
+		buf_printf(p->b, "const float total%d = spread_total(%s);\n", s->n, s->name);
+	else
+		buf_printf(p->b, "spread_put(%s, spread_part + %d, %d);\n", s->name,
+		           8 * s->n * (p->k->map.threads / 32), p->k->map.threads / 32);
+}
+
 static void
 vec_text(Print *p, const Stmt *s)
 {
@@ -574,6 +608,20 @@ stmt_text(Print *p, int at)
 		break;
 	case S_PART_VEC:
 		part_vec_text(p, s);
+		break;
+	case S_KEEP:
+		buf_printf(b, "if (threadIdx.x == 0)\n");
+		indent(p->depth + 1, b);
+		buf_printf(b, "scalars[%d] = %s;\n", s->n, s->name);
+		break;
+	case S_SPREAD:
+		buf_printf(b, s->reduce ? "%s += spread8(%s);\n" : "%s = 0.f;\n", s->name, s->reduce);
+		break;
+	case S_SPREAD_TOTAL:
+		spread_total_text(p, s);
+		break;
+	case S_SPREAD_PARTS:
+		spread_parts_text(p, s);
 		break;
 	default:
 		bug("emit: statement %d on cuda", s->kind);

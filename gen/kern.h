@@ -20,6 +20,7 @@ typedef enum {
 	X_ELEM,         /* name[idx]: a local array or a head's rowval */
 	X_LOAD,         /* parameter par at row t, idx */
 	X_SCALAR,       /* parameter par, element idx.base: same for all rows */
+	X_AGAIN,        /* cuda: element idx.base of name, in shared memory, read anew */
 	X_SHIFT,        /* parameter par at another row, 0 where there is none */
 	X_ELEM_OF,      /* cuda: element of the vector name, of type par's */
 	X_HEAD,         /* cuda: name[head + idx.base] in shared memory */
@@ -67,6 +68,10 @@ typedef enum {
 	S_BARRIER,
 	S_PARTS,        /* loop over the partials that this block writes */
 	S_PART_VEC,     /* partial vector of this block: par = vector name */
+	S_KEEP,         /* one thread leaves name as element n of the scalars in shared memory */
+	S_SPREAD,       /* name += spread8 of the eight sums in reduce */
+	S_SPREAD_TOTAL, /* the n'th of these, over the block */
+	S_SPREAD_PARTS, /* n such sums are the partials that reduce lists, in par */
 } StmtKind;
 
 typedef struct {
@@ -103,6 +108,10 @@ typedef struct {
 	int rows;               /* of a block */
 	bool loop;              /* a block takes every gridDim.x'th row */
 	int registers;          /* of a thread, estimated */
+	int nscalar, capscalar; /* numbers that streamed bodies read again and again */
+	const char **scalar;
+	int nplace;             /* places of loads within a row */
+	int streamed;           /* registers of a streamed body (stream.c); 0: none is */
 	int resident;           /* blocks that a multiprocessor shall hold; 0: unsaid */
 	int D;                  /* channels of a head, 0: none */
 	int vwh;                /* channels of a vector where heads matter */
@@ -150,6 +159,12 @@ Kern *lower(Arena *a, const Plan *p, Step *s);
 void kern_verify(const Kern *k);
 void kern_print(const Kern *k, FILE *f);         /* -d k */
 
+
+/* hoist.c, stream.c, spread.c: cuda, terms that can be added early; bodies vector by
+ * vector; sums that share registers */
+void hoist(Kern *k);
+void stream(Kern *k);
+void spread_sums(Kern *k);
 
 /* emit.c: the text of a kernel */
 void emit_kern(const Kern *k, Buf *b);

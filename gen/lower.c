@@ -669,7 +669,8 @@ static const char *const stmt_name[] = {
 	[S_VEC_SET] = "vector_set", [S_VEC_ADD] = "vector_add",
 	[S_VEC_STORE] = "vector_store", [S_ROW_STORE] = "rowval_store", [S_SUMS] = "sums",
 	[S_SUM] = "sum", [S_SHARE] = "share", [S_BARRIER] = "barrier",
-	[S_PARTS] = "partials", [S_PART_VEC] = "partial_vector",
+	[S_PARTS] = "partials", [S_PART_VEC] = "partial_vector", [S_KEEP] = "keep", [S_SPREAD] = "spread",
+	[S_SPREAD_TOTAL] = "spread_total", [S_SPREAD_PARTS] = "spread_partials",
 };
 
 /* one statement a line, operands as the text will have them */

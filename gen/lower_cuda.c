@@ -67,7 +67,7 @@ elements(Lower *l, const SinkGroup *g, int parity)
 	const Val *x;
 	Stmt *t;
 	Exp *e;
-	int i, v;
+	int i, j, v;
 
 	for (i = 0; i < g->n; i++) {
 		v = g->s[i].v;
@@ -85,6 +85,8 @@ elements(Lower *l, const SinkGroup *g, int parity)
 			break;
 		case SINK_SUM:
 			e = operand(l, x->arg[0], parity, g->W);
+			for (j = 0; l->cu->direct[v] >= 0 && j < l->cu->factors[v]->n; j++)
+				e = exp_op(l, OP_MUL, rowval(l, l->cu->factors[v]->v[j], 0, 0), e);
 			if (x->op == OP_DOT)
 				e = exp_op(l, OP_MUL, e, operand(l, x->arg[1], parity, g->W));
 			l->flops += l->mult;

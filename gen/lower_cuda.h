@@ -11,6 +11,16 @@ typedef struct {
 	Cuts flat, heads;
 } SinkGroup;
 
+/* Registers beyond which bodies are walked vector by vector: compilers cannot hold
+ * what is estimated to take more, and find no such order themselves.  Sums over rows
+ * that such a kernel keeps in a register each; more share them (spread.c).  Tests set
+ * both to 0. */
+extern int lower_crowded, lower_few_sums;
+
+/* numbers of a row that a sum over channels is multiplied by */
+enum { MaxRowFactors = 4 };
+typedef struct { int n, v[MaxRowFactors]; } Factors;
+
 struct Cuda {
 	bool *shared;           /* value: other threads read this rowval (kept between
 	                         * passes: a pass finds out, the next one obeys) */
@@ -19,7 +29,9 @@ struct Cuda {
 	bool again;
 	int ngroup[MaxPhase + 1];
 	SinkGroup *group[MaxPhase + 1];
-	int *direct;            /* value: DOT -> the sum over rows it only serves, or -1 */
+	int *direct;            /* value: DOT, and what is made of it -> the sum over rows
+	                         * that they serve and nothing else, or -1 */
+	Factors **factors;      /* value: DOT of such a sum -> its factors */
 	int *heldvw;            /* value: vector size it is held in */
 	int *heldn;             /* and slabs */
 	/* the piece being filled */

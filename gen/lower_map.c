@@ -228,12 +228,48 @@ choose_threads(Lower *l)
 		m->threads = unit;
 }
 
-/* the sum over rows that a DOT serves and nothing else, or -1 */
+/* The factors of v that are numbers of the row, and of these the one that is a sum
+ * over channels and serves nothing else; false where there are several such. */
+static bool
+find_factors(const Lower *l, int v, Factors *f, int *dot)
+{
+	const Val *x = &l->g->v[v];
+	bool own = l->inside[v] && !l->root[v] && l->uses[v] == 1 && x->width == 1;
+
+	if (own && (x->op == OP_DOT || x->op == OP_SUMC) && *dot < 0) {
+		*dot = v;
+		return true;
+	}
+	if (own && x->op == OP_MUL)
+		return find_factors(l, x->arg[0], f, dot) && find_factors(l, x->arg[1], f, dot);
+	if (f->n == MaxRowFactors || x->width != 1)
+		return false;
+	f->v[f->n++] = v;
+	return true;
+}
+
+/* values between a sum over rows and its dot need not be formed */
+static void
+mark_direct(Lower *l, int v, int sum)
+{
+	const Val *x = &l->g->v[v];
+
+	l->cu->direct[v] = sum;
+	if (x->op == OP_MUL && l->inside[v] && l->uses[v] == 1 && !l->root[v]) {
+		mark_direct(l, x->arg[0], sum);
+		mark_direct(l, x->arg[1], sum);
+	}
+}
+
+/* A sum over rows of a sum over channels, perhaps times numbers that are there
+ * before it: threads need not share the inner sum. */
 static void
 find_direct(Lower *l)
 {
-	const Val *x, *y;
-	int i, v, d;
+	Factors f;
+	const Val *x;
+	int i, j, v, d;
+	bool ok;
 
 	for (i = 0; i < l->g->n; i++)
 		l->cu->direct[i] = -1;
@@ -242,11 +278,18 @@ find_direct(Lower *l)
 		x = &l->g->v[v];
 		if (x->op != OP_SUMR || x->kind != K_SCALAR)
 			continue;
-		d = x->arg[0];
-		y = &l->g->v[d];
-		if (l->inside[d] && !l->root[d] && l->uses[d] == 1 && y->width == 1 &&
-		    (y->op == OP_DOT || y->op == OP_SUMC))
-			l->cu->direct[d] = v;
+		f.n = 0;
+		d = -1;
+		ok = find_factors(l, x->arg[0], &f, &d) && d >= 0;
+		for (j = 0; ok && j < f.n; j++)
+			ok = !l->inside[f.v[j]] || l->phase[f.v[j]] < l->phase[d];
+		if (!ok)
+			continue;
+		mark_direct(l, x->arg[0], v);
+		for (j = 0; j < f.n; j++)
+			l->cu->direct[f.v[j]] = -1;
+		l->cu->factors[d] = NEW(l->a, Factors);
+		*l->cu->factors[d] = f;
 	}
 }
 
@@ -278,6 +321,7 @@ cuda_map(Lower *l)
 	l->cu->direct = NEWN(l->a, int, l->g->n);
 	l->cu->heldvw = NEWN(l->a, int, l->g->n);
 	l->cu->heldn = NEWN(l->a, int, l->g->n);
+	l->cu->factors = NEWN(l->a, Factors *, l->g->n);
 	find_direct(l);
 	for (ph = 0; ph < l->nphase; ph++)
 		phase_groups(l, ph);
@@ -317,6 +361,21 @@ estimate(const Kern *k)
 	return n + out;
 }
 
+int lower_crowded = 232, lower_few_sums = 32;
+
+/* Most blocks, up to `most`, whose threads can have so many registers each.  A
+ * multiprocessor is four parts of 16,384, and a warp belongs to one. */
+static int
+blocks_of(int warps, int registers, int most)
+{
+	int n;
+
+	for (n = most; n > 1; n--)
+		if (16384 / 32 / ((n * warps + 3) / 4) / 8 * 8 >= (registers < 255 ? registers : 248))
+			break;
+	return n;
+}
+
 /* How many blocks share a multiprocessor of 65,536 registers and 2,048 threads.
  * Left alone, the compiler aims at more of them than a kernel with many vectors
  * can have, and spills; told a number, it uses what that leaves.  Not all that is
@@ -332,11 +391,24 @@ occupancy(Lower *l)
 	int threads = m->threads * m->rows, most = 2048 / threads, fit, spare;
 
 	m->registers = estimate(l->k);
+	if (m->loop && m->registers > lower_crowded) {
+		hoist(l->k);
+		stream(l->k);
+	}
+	if (m->streamed) {
+		/* a block has one row, so that its address is no thread's business */
+		m->rows = 1;
+		most = CudaParts / 132;
+		spread_sums(l->k);
+		/* all that a thread can have */
+		m->registers = m->streamed;
+		m->resident = blocks_of(m->threads / 32, 255, most);
+		return;
+	}
 	spare = m->D ? m->registers / 2 : m->loop ? -m->registers / 7 : m->registers / 4;
-	fit = 65536 / (threads * ((m->registers + spare + 7) / 8 * 8));
 	if (m->loop && most > CudaParts / 132 / m->rows)
 		most = CudaParts / 132 / m->rows;
-	fit = fit < 1 ? 1 : fit < most ? fit : most;
+	fit = blocks_of(threads / 32, m->registers + spare, most);
 	m->resident = m->loop || m->registers > 64 ? fit : 0;
 }
 

@@ -144,6 +144,18 @@ __device__ __forceinline__ uint4x ld_stream16(const void *p)
 }
 #endif
 
+//% exports: ld_again
+#ifndef HC_SIMT
+// from shared memory; volatile, so that no compiler keeps it in a register across rows
+__device__ __forceinline__ float ld_again(const float *p)
+{
+	float x;
+
+	asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"((unsigned)__cvta_generic_to_shared(p)));
+	return x;
+}
+#endif
+
 //% exports: st_stream16; needs: uint4x
 #ifndef HC_SIMT
 // 16 bytes, aligned, that this kernel does not read again: first to leave the caches

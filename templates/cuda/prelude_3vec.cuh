@@ -173,6 +173,39 @@ __device__ __forceinline__ float sum_get(const float *part, int warps)
 	return x;
 }
 
+//% exports: spread8
+// sums of a to h over lanes: lane 4*i + j has the sum of the i'th over lanes j, j + 4, j + 8, ..
+__device__ __forceinline__ float spread8(float a, float b, float c, float d, float e, float f, float g, float h)
+{
+	float x[8] = { a, b, c, d, e, f, g, h };
+
+	#pragma unroll
+	for (int n = 4; n > 0; n /= 2) {
+		const bool upper = threadIdx.x & 4 * n;
+
+		#pragma unroll
+		for (int i = 0; i < n; i++)
+			x[i] = (upper ? x[i + n] : x[i]) + __shfl_xor_sync(0xffffffffu, upper ? x[i] : x[i + n], 4 * n);
+	}
+	return x[0];
+}
+
+//% exports: spread_total spread_put
+// the rest of it: lanes 4*i to 4*i + 3 have the sum of the i'th
+__device__ __forceinline__ float spread_total(float x)
+{
+	x += __shfl_xor_sync(0xffffffffu, x, 2);
+	return x + __shfl_xor_sync(0xffffffffu, x, 1);
+}
+
+// each warp leaves its eight sums, those of one beside each other
+__device__ __forceinline__ void spread_put(float x, float *part, int warps)
+{
+	x = spread_total(x);
+	if (threadIdx.x % 4 == 0)
+		part[threadIdx.x % 32 / 4 * warps + threadIdx.x / 32] = x;
+}
+
 //% exports: head_get
 // over groups of n threads that are no part of a warp: what each left, in order
 __device__ __forceinline__ float head_get(const float *part, int n)

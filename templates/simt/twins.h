@@ -187,6 +187,11 @@ static HC_OUT uint4x ld_stream16(const void *p)
 	return x;
 }
 
+static float ld_again(const float *p)
+{
+	return *p;
+}
+
 static HC_OUT void st_stream16(void *p, uint4x x)
 {
 	hc_want16("st_stream16: address not aligned to 16 bytes", p, HC_FRAME);

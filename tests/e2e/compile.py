@@ -58,10 +58,10 @@ def reference_compiles_for_sm_100(tmp):
 
 @case
 def learned_lanes_do_not_spill(tmp):
-    """Up to four lanes with every coefficient learned, at widths from 256 to 2048: the plan is charged for registers."""
-    for lanes, width in (2, 256), (3, 1536), (4, 256), (4, 768), (4, 2048):
+    """Up to eight lanes with every coefficient learned, at widths from 256 to 2048, eleven layers."""
+    for lanes, width in (2, 256), (3, 1536), (4, 256), (4, 2048), (5, 768), (6, 256), (6, 1280), (7, 1024), (8, 256), (8, 768), (8, 2048):
         words = sets(hc__lanes=lanes, hc__res__learned="true", hc__pre__learned="true", model__width=width,
-                     model__heads=width // 128, model__layers=4, model__attention__window=128)
+                     model__heads=width // 128, model__attention__window=128)
         r = run(HCGEN, "compile", ROOT / "specs/two-lane.yaml", *words, "-o", tmp / f"{lanes}-{width}", "--json", timeout=500)
         if r.rc == 2 and "libnvrtc" in r.err:
             raise Skip("no NVRTC here: " + r.err.strip())

@@ -29,10 +29,10 @@ def beside_rows(text, tokens):
     return load, store
 
 
-def verified(spec):
+def verified(spec, what="", more_words=()):
     """Also: the distinct bytes of row kernels are those of the `moves` line, and what the signature adds."""
     def f(tmp):
-        words = ["--device", "simt", *SMALLER.get(spec.stem, [])]
+        words = ["--device", "simt", *SMALLER.get(spec.stem, []), *more_words]
         r = hcgen("verify", spec, "--rows", 61, "--bytes", *words, timeout=500)
         expect("FAIL" not in r.out and r.out.rstrip().endswith(": verified"), r)
         hcgen("emit", spec, *words, "-o", tmp / "out")
@@ -52,12 +52,15 @@ def verified(spec):
             expect(stored == tokens * int(moves[2]) + partials, name, "stores", stored, "of", moves[0], partials)
             expect(stored == store_issued, name, "stores something twice:", stored, store_issued)
         expect(seen > 8, r)
-    f.__name__ = "verify_" + spec.stem.replace("-", "_")
+    f.__name__ = "verify_" + spec.stem.replace("-", "_") + what
     return f
 
 
 for path in sorted((ROOT / "specs").glob("*.yaml")):
     case(verified(path))
+# kernels that are walked vector by vector, with sums that share registers
+case(verified(ROOT / "specs/two-lane.yaml", "_with_five_learned_lanes",
+              sets(hc__lanes=5, hc__res__learned="true", hc__pre__learned="true", model__layers=3)))
 
 
 @case

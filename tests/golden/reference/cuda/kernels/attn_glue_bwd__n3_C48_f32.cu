@@ -131,7 +131,7 @@ __device__ __forceinline__ float head_sum(float x, int n)
 
 // end
 
-extern "C" __global__ __launch_bounds__(32, 11)
+extern "C" __global__ __launch_bounds__(32, 8)
 void attn_glue_bwd__n3_C48_f32(
           float *__restrict__ dqkv_out,                  // [T,128]
     const float *__restrict__ qkv_in,                    // [T,128]

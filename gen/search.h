@@ -136,7 +136,7 @@ typedef struct {
 } State;
 
 /* what a slot decides on; further nodes are left alone */
-enum { MaxCands = 24 };
+enum { MaxCands = 64 };
 
 typedef struct {
 	Arena *a;

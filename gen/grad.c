@@ -174,6 +174,14 @@ back_heavy(Back *b, int i, int d)
 		}
 		back_weight(b, v, d);
 		break;
+	case OP_GATE:
+		t = heavy(g, OP_GATE_BWD, K_TUPLE, v.width, x, y);
+		g->v[t].arg[2] = as_kind(g, d, K_ROWVAL, v.width);
+		g->v[t].attr[0] = v.attr[0];
+		if (b->needs[x])
+			give(b, x, pad(g, out(g, t, 0), 0, g->v[x].width));
+		grad_contrib(g, g->v[y].attr[0], -1, out(g, t, 1));
+		break;
 	case OP_HEAD:
 		give(b, x, out(g, i, 1));
 		grad_contrib(g, g->v[y].attr[0], -1, out(g, i, 2));
@@ -246,7 +254,7 @@ back_other(Back *b, int i, int d)
 	case OP_UNSHIFT:
 		give(b, x, shift(g, v.op == OP_SHIFT ? OP_UNSHIFT : OP_SHIFT,
 		                 as_kind(g, d, v.kind, v.width), v.attr[0],
-		                 v.attr[1], v.attr[2] != 0));
+		                 v.attr[1], v.attr[2] != 0, v.attr[3]));
 		break;
 	case OP_OUT:
 		if (v.attr[0] == 0)

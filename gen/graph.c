@@ -51,11 +51,16 @@ rmsnorm(Graph *g, int x, int weight, const char *name)
 	return val_named(g, n, name);
 }
 
+/* factor: of the matrix, or -1 */
 static int
-gemm(Graph *g, int x, int param, const char *name)
+gemm(Graph *g, int x, int param, int factor, const char *name)
 {
 	int w = mat(g, param);
 
+	if (factor >= 0) {
+		g->name = "scaled";
+		w = heavy(g, OP_SCALED, K_MAT, g->v[w].width, w, factor);
+	}
 	return val_named(g, heavy(g, OP_GEMM, K_VEC, g->v[w].width, x, w), name);
 }
 
@@ -87,18 +92,58 @@ head_norm_rotate(Build *b, int x, const char *name)
 	return x;
 }
 
+/* W . x[0:n] of each token, for each row of W [h, n] */
+static int
+channels_gate(Graph *g, int x, int param, int h, const char *name)
+{
+	const Param *w = &g->model->param[param];
+	int t = heavy(g, OP_GATE, K_ROWVAL, h, x, mat(g, param));
+
+	g->v[t].attr[0] = w->dim[w->ndim - 1];
+	return keep(g, point(g, OP_SIGMOID, val_named(g, t, name), -1), arena_printf(g->mem, "%s_open", name));
+}
+
+static int
+gather_token(Graph *g, int param, const char *name)
+{
+	const Param *w = &g->model->param[param];
+	int t = heavy(g, OP_GATHER, K_VEC, w->dim[1], mat(g, param), -1);
+
+	g->v[t].attr[0] = IDX_TOKENS;
+	g->v[t].attr[1] = w->dim[0];
+	return val_named(g, t, name);
+}
+
+/* v + 2*sigmoid(W . a[0:n])*ve */
+static int
+value_embed(Build *b, int v, int a, const Sub *u)
+{
+	Graph *g = b->g;
+	int open = channels_gate(g, a, u->value_gate, b->m->K, "value_gate");
+	int ve = gather_token(g, u->value_embed, "ve");
+
+	return add(g, v, mul(g, mul(g, num(g, 2), open), ve));
+}
+
 static int
 attention(Build *b, int a, const Sub *u)
 {
 	const Model *m = b->m;
 	Graph *g = b->g;
-	int qkv, q, k, v, at, HD = m->H * m->D, KD = m->K * m->D;
+	int qkv, q, k, v, at, o, HD = m->H * m->D, KD = m->K * m->D;
 
 	g->glue = GLUE_BRANCH;
-	qkv = gemm(g, a, u->qkv, "qkv");
+	qkv = gemm(g, a, u->qkv, u->sa < 0 ? -1 : coef(g, u->sa, 0), "qkv");
 	q = head_norm_rotate(b, slice(g, qkv, 0, HD), "rstd_q");
 	k = head_norm_rotate(b, slice(g, qkv, HD, KD), "rstd_k");
 	v = slice(g, qkv, HD + KD, KD);
+	if (u->offset >= 0) {
+		val_named(g, k, "k_own");
+		k = shift(g, OP_SHIFT, k, 1, EDGE_KEEP, false,
+		          u->offset ? SHIFT_HEADS(m->D, u->offset) : 0);
+	}
+	if (u->value_embed >= 0)
+		v = value_embed(b, v, a, u);
 	val_named(g, q, "q");
 	val_named(g, k, "k");
 	val_named(g, v, "v");
@@ -106,7 +151,10 @@ attention(Build *b, int a, const Sub *u)
 	g->v[at].arg[2] = v;
 	g->v[at].attr[0] = u->window;
 	g->v[at].num = m->attn_scale;
-	return gemm(g, val_named(g, out(g, at, 0), "o"), u->out, "h");
+	o = val_named(g, out(g, at, 0), "o");
+	if (u->gate >= 0)
+		o = val_named(g, mul(g, channels_gate(g, a, u->gate, m->H, "out_gate"), o), "o_gated");
+	return gemm(g, o, u->out, u->sa < 0 ? -1 : coef(g, u->sa, 1), "h");
 }
 
 static int
@@ -116,7 +164,7 @@ mlp(Build *b, int a, const Sub *u)
 	int F = b->m->F, up, r, x, t;
 
 	g->glue = GLUE_BRANCH;
-	up = gemm(g, a, u->up, "up");
+	up = gemm(g, a, u->up, -1, "up");
 	switch (b->s->mlp) {
 	case MLP_RELU2:
 		r = point(g, OP_RELU, up, -1);
@@ -134,7 +182,7 @@ mlp(Build *b, int a, const Sub *u)
 		        slice(g, up, F, F));
 		break;
 	}
-	return gemm(g, val_named(g, r, "act"), u->down, "h");
+	return gemm(g, val_named(g, r, "act"), u->down, -1, "h");
 }
 
 static int
@@ -388,15 +436,26 @@ lanes_init(Build *b)
 		keep_lanes(b);
 }
 
+/* e + lambda*sigmoid(w . e[0:n])*(e of the token before) */
+static int
+smear(Build *b, int e)
+{
+	const Model *m = b->m;
+	Graph *g = b->g;
+	int open = channels_gate(g, e, m->smear_weight, 1, "smear_gate");
+	int before = val_named(g, shift(g, OP_SHIFT, e, 1, EDGE_ZERO, false, 0), "before");
+
+	return val_named(g, add(g, e, mul(g, mul(g, coef(g, m->smear_lambda, 0), open), before)), "smeared");
+}
+
 static void
 embedding(Build *b)
 {
 	Graph *g = b->g;
-	int x = heavy(g, OP_GATHER, K_VEC, b->m->C, mat(g, b->m->embed), -1);
+	int x = gather_token(g, b->m->embed, "emb");
 
-	g->v[x].attr[0] = IDX_TOKENS;
-	g->v[x].attr[1] = b->m->Vp;
-	val_named(g, x, "emb");
+	if (b->m->smear_weight >= 0)
+		x = smear(b, x);
 	b->x0 = b->s->embed_norm ? rmsnorm(g, x, -1, "x0") : x;
 	keep(g, b->x0, "x0");
 	g->v[b->x0].accum = true;

@@ -56,6 +56,8 @@ typedef struct {
 	Term term[MaxSources];
 	int window;             /* keys before the token; 0: no limit */
 	int qkv, out, up, down, norm;   /* parameters; -1: none */
+	int gate, sa, value_embed, value_gate;
+	int offset;             /* first channel of a head whose key is the token before's; -1: none */
 } Sub;
 
 typedef struct {
@@ -67,6 +69,7 @@ typedef struct {
 	Param *param;
 	Sub *sub;               /* [S] */
 	int embed, head, final_norm;
+	int smear_weight, smear_lambda; /* -1: none */
 	int n0;                 /* lanes at layer 0 */
 	int nout;               /* lanes at the end */
 	Ref output[MaxLanes];
@@ -104,6 +107,10 @@ typedef enum { K_NUM, K_SCALAR, K_ROWVAL, K_VEC, K_PVEC, K_MAT, K_TUPLE } Kind;
 
 enum { IDX_TOKENS, IDX_HASH };          /* gather, scatter: attr[0]; attr[1] rows */
 enum { EDGE_ZERO, EDGE_KEEP };          /* shift: attr[1] */
+/* shift: attr[3]: of each head of D channels only those from `first` on; 0: all */
+#define SHIFT_HEADS(D, first) ((D) << 16 | (first))
+#define SHIFT_D(attr) ((attr) >> 16)
+#define SHIFT_FIRST(attr) ((attr) & 0xffff)
 
 /* which pass and which sort of glue a value belongs to */
 enum { GLUE_LANE, GLUE_BRANCH };
@@ -115,7 +122,8 @@ typedef struct {
 	int arg[6];
 	/* COEF: param, index  PVEC: param, row  MAT: param  TABLE: 0 cos 1 sin
 	 * DOT, SUMC: groups  SLICE, PAD: lo  ROTATE: head size, R, adjacent, sign
-	 * SHIFT, UNSHIFT: k, edge, within documents  OUT: which
+	 * SHIFT, UNSHIFT: k, edge, within documents, heads (below)  OUT: which
+	 * GATE, GATE_BWD: channels n
 	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows
 	 * SCATTER, GEMM_DW: also the parameter, so that equal gradients of two
 	 * parameters stay two values  GEMM_DW: [1] it is no gradient but what
@@ -189,7 +197,8 @@ int table(Graph *g, int which, int width);
 int heavy(Graph *g, Op op, Kind kind, int width, int x, int y);
 int as_kind(Graph *g, int x, Kind kind, int width);
 int val_named(Graph *g, int v, const char *name);       /* sets the name if it has none */
-int shift(Graph *g, Op op, int x, int k, int edge, bool docs);
+/* heads: 0, or SHIFT_HEADS */
+int shift(Graph *g, Op op, int x, int k, int edge, bool docs, int heads);
 int out(Graph *g, int tuple, int which);
 int val_new(Graph *g, Val v);
 double round_bf16(double x);
@@ -203,8 +212,9 @@ void grad_contrib(Graph *g, int param, int idx, int val);
 /* requires: graph_verify'd.  provides: no arithmetic on numbers, no value that
  * no result needs, no two equal values */
 Graph *simplify(Arena *a, const Graph *g);
-/* The same, but what multiplies a vector multiplies it in every use of it: no
- * learned factor leaves a dot product. */
+/* The same of a forward pass that grad.c is still to see: what multiplies a vector
+ * multiplies it in every use of it (no learned factor leaves a dot product), and
+ * detached sources stay so. */
 Graph *simplify_uses(Arena *a, const Graph *g);
 /* The same graph without what no result needs. */
 Graph *compact(Arena *a, const Graph *g);
@@ -410,6 +420,9 @@ typedef struct {
 const Target *target_of(const Model *m);
 
 /* interp.c */
+
+/* frequencies of a rotary table of so many columns are base^(-j / this) */
+int rotary_steps(const Model *m, int columns);
 
 /* Inputs of a run, host arrays; params by parameter index, in double. */
 typedef struct {

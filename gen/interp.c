@@ -113,10 +113,14 @@ eval_shift(Interp *I, const Val *v, double *r)
 {
 	const double *x = I->x[v->arg[0]];
 	long t, u, k = v->attr[0];
-	int c, W = v->width;
+	int c, W = v->width, D = SHIFT_D(v->attr[3]);
 
 	for (t = 0; t < I->in->T; t++)
 		for (c = 0; c < W; c++) {
+			if (D && c % D < SHIFT_FIRST(v->attr[3])) {
+				r[t * W + c] = x[t * W + c];
+				continue;
+			}
 			u = shift_from(I, v, t, v->op == OP_SHIFT ? k : -k);
 			if (u >= 0)
 				r[t * W + c] = x[u * W + c];
@@ -180,13 +184,30 @@ eval_index(Interp *I, const Val *v, double *r)
 		}
 }
 
+int
+rotary_steps(const Model *m, int columns)
+{
+	int n = columns - (m->spec->rotary_freq == FREQ_ENDPOINT);
+
+	return n > 0 ? n : 1;
+}
+
+/* entry of row t and column j of a rotary table of n columns */
+static double
+rotary_entry(const Model *m, long t, int j, int n, bool sine)
+{
+	double theta = (double)(t % m->seq) * pow(m->spec->rotary_base, -(double)j / rotary_steps(m, n));
+	float x = (float)(sine ? sin(theta) : cos(theta));
+
+	return m->spec->rotary_bf16 ? round_bf16(x) : x;
+}
+
 static void
 eval_leaf(Interp *I, const Val *v, double *r)
 {
 	const Model *m = I->g->model;
 	long t;
 	int j, n = v->width;
-	double f, theta;
 
 	switch ((int)v->op) {
 	case OP_NUM:
@@ -201,11 +222,8 @@ eval_leaf(Interp *I, const Val *v, double *r)
 		break;
 	case OP_TABLE:
 		for (t = 0; t < I->in->T; t++)
-			for (j = 0; j < n; j++) {
-				f = pow(m->spec->rotary_base, -(double)j / n);
-				theta = (double)(t % m->seq) * f;
-				r[t * n + j] = (float)(v->attr[0] ? sin(theta) : cos(theta));
-			}
+			for (j = 0; j < n; j++)
+				r[t * n + j] = rotary_entry(m, t, j, n, v->attr[0] != 0);
 		break;
 	}
 }
@@ -222,6 +240,8 @@ mat_count(const Graph *g, const Val *v)
 		return (size_t)a->width * (size_t)g->v[v->arg[1]].width;
 	if (v->op == OP_SCALED)
 		return (size_t)g->model->param[mat_param(g, (int)(v - g->v))].n;
+	if (v->op == OP_OUT && a->op == OP_GATE_BWD)
+		return (size_t)g->model->param[mat_param(g, a->arg[1])].n;
 	if (v->op == OP_OUT && a->op == OP_SCALED_BWD)
 		return (size_t)g->model->param[mat_param(g, a->arg[1])].n;
 	return (size_t)g->model->Vp * (size_t)g->model->C;      /* head */
@@ -269,6 +289,11 @@ eval_tuple(Interp *I, int i)
 		s[4] = interp_array(T * KD);
 		s[5] = interp_array(T * KD);
 		interp_attn_bwd(I, v, (double *[]){ a, b, c }, s + 3);
+	} else if (v->op == OP_GATE_BWD) {
+		n = (size_t)m->param[mat_param(g, v->arg[1])].n;
+		a = tuple_result(I, i, 0, T * (size_t)((v->attr[0] + 7) / 8 * 8), &s[0]);
+		b = tuple_result(I, i, 1, n, &s[1]);
+		interp_gate_bwd(I, v, a, b, NULL, NULL);
 	} else if (v->op == OP_SCALED_BWD) {
 		n = (size_t)m->param[mat_param(g, v->arg[1])].n;
 		a = tuple_result(I, i, 0, 1, &s[0]);
@@ -328,6 +353,9 @@ eval_heavy(Interp *I, int i, double *r)
 		interp_matmul(r, x, w, T, n, k, k, 1, k, 1);
 		for (j = 0; v->op == OP_LOGITS && j < (size_t)(T * n); j++)
 			r[j] = interp_softcap(g->model->spec, r[j], &dz);
+		break;
+	case OP_GATE:
+		interp_gate(I, v, r, NULL);
 		break;
 	case OP_SCALED:
 		interp_scaled(I->in->param[mat_param(g, i)], mat_count(g, v), I->x[v->arg[1]][0], r);

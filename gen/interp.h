@@ -12,6 +12,10 @@ void interp_eval(Interp *I, int i);
 void interp_matmul(double *c, const double *a, const double *b, long m, long n, long k,
                    long ai, long ak, long bj, long bk);
 double interp_point(Op op, double x, double y);
+/* mag, dx_mag, dw_mag: NULL, or the magnitudes of the terms */
+void interp_gate(const Interp *I, const Val *v, double *r, double *mag);
+void interp_gate_bwd(const Interp *I, const Val *v, double *dx, double *dw, double *dx_mag,
+                     double *dw_mag);
 /* r = s W of n elements; <G, W> and s G */
 void interp_scaled(const double *w, size_t n, double s, double *r);
 void interp_scaled_bwd(const double *dw, const double *w, size_t n, double s, double *ds,

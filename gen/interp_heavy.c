@@ -34,6 +34,48 @@ interp_matmul(double *c, const double *a, const double *b, long m, long n, long 
 }
 
 void
+interp_gate(const Interp *I, const Val *v, double *r, double *mag)
+{
+	const Graph *g = I->g;
+	const double *x = I->x[v->arg[0]], *w = I->in->param[mat_param(g, v->arg[1])];
+	int C = g->v[v->arg[0]].width, n = v->attr[0], h, c;
+	long t;
+
+	for (t = 0; t < I->in->T; t++)
+		for (h = 0; h < v->width; h++)
+			for (c = 0; c < n; c++) {
+				r[t * v->width + h] += x[t * C + c] * w[h * n + c];
+				if (mag)
+					mag[t * v->width + h] += fabs(x[t * C + c] * w[h * n + c]);
+			}
+}
+
+void
+interp_gate_bwd(const Interp *I, const Val *v, double *dx, double *dw, double *dx_mag,
+                double *dw_mag)
+{
+	const Graph *g = I->g;
+	const double *x = I->x[v->arg[0]], *w = I->in->param[mat_param(g, v->arg[1])];
+	const double *d = I->x[v->arg[2]];
+	int C = g->v[v->arg[0]].width, n = v->attr[0], N = (n + 7) / 8 * 8, h, c;
+	long t;
+	double a, b;
+
+	for (t = 0; t < I->in->T; t++)
+		for (h = 0; h < v->width; h++)
+			for (c = 0; c < n; c++) {
+				a = d[t * v->width + h] * w[h * n + c];
+				b = d[t * v->width + h] * x[t * C + c];
+				dx[t * N + c] += a;
+				dw[h * n + c] += b;
+				if (dx_mag)
+					dx_mag[t * N + c] += fabs(a);
+				if (dw_mag)
+					dw_mag[h * n + c] += fabs(b);
+			}
+}
+
+void
 interp_scaled(const double *w, size_t n, double s, double *r)
 {
 	size_t i;

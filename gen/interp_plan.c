@@ -436,6 +436,46 @@ finish(Exec *x)
 	free(d);
 }
 
+/* operands: y, x, W */
+static void
+gate(Exec *x)
+{
+	const Val *v = &x->p->g->v[x->s->val];
+	long n = x->p->T * v->width;
+	double *r = interp_array((size_t)n), *mag = interp_array((size_t)n);
+
+	x->I->x[v->arg[0]] = get_rows(x, &x->s->opd[1], x->p->T, x->p->g->v[v->arg[0]].width);
+	interp_gate(x->I, v, r, mag);
+	put_mag(x, &x->s->opd[0], n, r, mag);
+	attn_done(x, v, 1);
+	free(r);
+	free(mag);
+}
+
+/* operands: dx, partials of dW, dy, x, W */
+static void
+gate_bwd(Exec *x)
+{
+	const Graph *g = x->p->g;
+	const Val *v = &g->v[x->s->val];
+	long n = x->p->T * ((v->attr[0] + 7) / 8 * 8), m = x->p->model->param[mat_param(g, v->arg[1])].n;
+	double *dx = interp_array((size_t)n), *dx_mag = interp_array((size_t)n);
+	double *dw = interp_array((size_t)m), *dw_mag = interp_array((size_t)m);
+
+	x->I->x[v->arg[2]] = get_rows(x, &x->s->opd[2], x->p->T, g->v[v->arg[2]].width);
+	x->I->x[v->arg[0]] = get_rows(x, &x->s->opd[3], x->p->T, g->v[v->arg[0]].width);
+	interp_gate_bwd(x->I, v, dx, dw, dx_mag, dw_mag);
+	put_mag(x, &x->s->opd[0], n, dx, dx_mag);
+	x->m->put_sum(x->m->ctx, &x->s->opd[1], m, dw, dw_mag);
+	free(x->I->x[v->arg[2]]);
+	x->I->x[v->arg[2]] = NULL;
+	attn_done(x, v, 1);
+	free(dx);
+	free(dx_mag);
+	free(dw);
+	free(dw_mag);
+}
+
 /* operands: s W, W, factors of s */
 static void
 scaled(Exec *x)
@@ -489,7 +529,7 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 		{ "gather", gather }, { "scatter", scatter }, { "attn_fwd", attn_fwd },
 		{ "attn_bwd", attn_bwd }, { "ce", ce }, { "softcap", softcap },
 		{ "finish", finish }, { "loss_sum", loss_sum },
-		{ "scaled", scaled }, { "scaled_bwd", scaled_bwd },
+		{ "scaled", scaled }, { "scaled_bwd", scaled_bwd }, { "gate", gate }, { "gate_bwd", gate_bwd },
 		{ "attn_fwd_f32", attn_fwd }, { "scatter_finish", scatter_finish },
 		{ "attn_bwd_dq", attn_bwd_dq }, { "attn_bwd_dq_f32", attn_bwd_dq },
 		{ "attn_bwd_dkv", attn_bwd_dkv }, { "attn_bwd_dkv_f32", attn_bwd_dkv },

@@ -545,7 +545,7 @@ rotate(Graph *g, int x, int cosv, int sinv, int D, bool adjacent, int sign)
 }
 
 int
-shift(Graph *g, Op op, int x, int k, int edge, bool docs)
+shift(Graph *g, Op op, int x, int k, int edge, bool docs, int heads)
 {
 	Val v = val_init(op, g->v[x].kind, g->v[x].width, x, -1);
 
@@ -553,9 +553,13 @@ shift(Graph *g, Op op, int x, int k, int edge, bool docs)
 		return x;
 	if ((v.kind != K_VEC && v.kind != K_ROWVAL) || k < 1)
 		bug("graph: shift by %d of kind %d", k, v.kind);
+	if (heads && (v.kind != K_VEC || v.width % SHIFT_D(heads) || SHIFT_FIRST(heads) >= SHIFT_D(heads)))
+		bug("graph: shift from channel %d of heads of %d in %d channels", SHIFT_FIRST(heads),
+		    SHIFT_D(heads), v.width);
 	v.attr[0] = k;
 	v.attr[1] = edge;
 	v.attr[2] = docs;
+	v.attr[3] = heads;
 	return val_new(g, v);
 }
 
@@ -574,6 +578,9 @@ out(Graph *g, int tuple, int which)
 	} else if (t->op == OP_HEAD) {
 		v.kind = which == 0 ? K_SCALAR : which == 1 ? K_VEC : K_MAT;
 		v.width = which == 1 ? g->model->C : 1;
+	} else if (t->op == OP_GATE_BWD) {
+		v.kind = which == 0 ? K_VEC : K_MAT;
+		v.width = which == 0 ? (t->attr[0] + 7) / 8 * 8 : g->v[t->arg[2]].width;
 	} else if (t->op == OP_SCALED_BWD) {
 		v.kind = which == 0 ? K_SCALAR : K_MAT;
 		v.width = which == 0 ? 1 : g->v[t->arg[0]].width;

@@ -6,7 +6,7 @@
 
 enum { MaxCut = 512, MaxPhase = 32 };
 
-enum { NBases = 64, MaxNames = 4096 };
+enum { NBases = 64, MaxNames = 16384 };
 
 typedef struct { int v, base; Exp *e; } Memo;
 

@@ -118,7 +118,7 @@ stores(Lower *l, const SinkGroup *g, StmtKind kind)
 	}
 }
 
-/* Is anything rotated in the expression of v between channels at and end?
+/* Is anything rotated, or a head shifted in part, in the expression of v between channels at and end?
  * What a pad puts elsewhere is not part of it. */
 static bool
 rotates(const Lower *l, int v, int at, int end)
@@ -128,7 +128,7 @@ rotates(const Lower *l, int v, int at, int end)
 
 	if (x->kind != K_VEC || !l->inside[v])
 		return false;
-	if (x->op == OP_ROTATE)
+	if (x->op == OP_ROTATE || ((x->op == OP_SHIFT || x->op == OP_UNSHIFT) && x->attr[3]))
 		return true;
 	lo = x->op == OP_PAD ? x->attr[0] : x->op == OP_SLICE ? -x->attr[0] : 0;
 	if (x->op == OP_PAD && (end <= lo || at >= lo + l->g->v[x->arg[0]].width))

@@ -475,6 +475,15 @@ shifted(Lower *l, int i, Idx idx)
 	return exp_op(l, OP_ADD, e, own);
 }
 
+/* is channel base + the loop's range one that a shift leaves alone? */
+static bool
+stays(const Lower *l, const Val *x, int base)
+{
+	int D = SHIFT_D(x->attr[3]), at = base + l->dlo;
+
+	return D && at - floor_div(at, D) * D < SHIFT_FIRST(x->attr[3]);
+}
+
 static const char *
 let(Lower *l, int v, Exp *e)
 {
@@ -527,7 +536,8 @@ evaluate(Lower *l, int v, int base)
 			break;
 		case OP_SHIFT:
 		case OP_UNSHIFT:
-			e = shifted(l, v, here(l, base));
+			e = stays(l, x, base) ? evaluate(l, x->arg[0], base) :
+			    shifted(l, v, here(l, base));
 			break;
 		default:
 			e = operand(l, x->arg[0], base, width);

@@ -23,6 +23,8 @@ head_size(const Lower *l, int v, int width)
 		return 0;
 	if (x->op == OP_ROTATE)
 		return x->attr[0];
+	if ((x->op == OP_SHIFT || x->op == OP_UNSHIFT) && x->attr[3])
+		return SHIFT_D(x->attr[3]);
 	for (j = 0; j < op_info[x->op].arity; j++) {
 		d = head_size(l, x->arg[j], x->width);
 		if (d)
@@ -45,6 +47,19 @@ cut(Cuts *c, int at)
 	for (j = c->n++; j > i; j--)
 		c->at[j] = c->at[j - 1];
 	c->at[i] = at;
+}
+
+/* Behind a rotation by halves a channel needs another, half of them away. */
+static void
+shift_cuts(Cuts *heads, int first, int D)
+{
+	int away = heads->adjacent ? 0 : heads->R / 2;
+
+	cut(heads, first);
+	if (first - away > 0)
+		cut(heads, first - away);
+	if (first + away < D)
+		cut(heads, first + away);
 }
 
 /* Where must loops over the channels of v be cut?  flat: channels of the sink,
@@ -77,6 +92,11 @@ find_cuts(const Lower *l, int v, int base, Cuts *flat, Cuts *heads)
 		else
 			heads->npair = x->attr[1];
 		cut(heads, x->attr[1]);
+		break;
+	case OP_SHIFT:
+	case OP_UNSHIFT:
+		if (x->attr[3])
+			shift_cuts(heads, SHIFT_FIRST(x->attr[3]), SHIFT_D(x->attr[3]));
 		break;
 	}
 	for (j = 0; j < op_info[x->op].arity; j++)

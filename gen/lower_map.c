@@ -55,7 +55,7 @@ divides(const Lower *l, int v, int base, int vw)
 		       divides(l, x->arg[0], base, vw);
 	case OP_SHIFT:
 	case OP_UNSHIFT:
-		return base % vw == 0 && x->width % vw == 0;
+		return base % vw == 0 && x->width % vw == 0 && SHIFT_FIRST(x->attr[3]) % vw == 0;
 	}
 	for (j = 0; j < op_info[x->op].arity; j++)
 		if (!divides(l, x->arg[j], base, vw))

@@ -140,7 +140,7 @@ tables_inputs(const Bundle *b, Buf *o)
 		buf_printf(o, "table tables+%zu %s %d %d ", i ? b->sin_off : b->cos_off,
 		           i ? "rope_sin" : "rope_cos", m->seq, m->rot / 2);
 		buf_num(o, m->spec->rotary_base);
-		buf_puts(o, "\n");
+		buf_printf(o, " %d %s\n", rotary_steps(m, m->rot / 2), m->spec->rotary_bf16 ? "bf16" : "f32");
 	}
 	for (i = 0; i < 3; i++)
 		buf_printf(o, "input %s inputs+%zu\n", name[i], b->input[i]);

@@ -258,6 +258,10 @@ check_selections(Ctx *c)
 	int j;
 
 	sel_check(c, &s->attn_layers, c->m->L, "layer", "model.attention.layers");
+	sel_check(c, &s->gate_layers, c->m->L, "layer", "model.attention.gate.layers");
+	sel_check(c, &s->sa_layers, c->m->L, "layer", "model.attention.sa_lambda.layers");
+	sel_check(c, &s->offset_layers, c->m->L, "layer", "model.attention.key_offset.layers");
+	sel_check(c, &s->value_layers, c->m->L, "layer", "model.value_embed.layers");
 	sel_check(c, &s->mlp_layers, c->m->L, "layer", "model.mlp.layers");
 	sel_check(c, &s->hc_layers, c->m->L, "layer", "hc.layers");
 	check_coef(c, &s->res, "hc.res");
@@ -268,6 +272,33 @@ check_selections(Ctx *c)
 		snprintf(path, sizeof path, "hc.sources.%s", s->source[j].name);
 		check_coef(c, &s->source[j].coef, path);
 	}
+}
+
+/* few, so that a block's shared memory holds them */
+enum { MostGateWeights = 4096 };
+
+static void
+check_gate(Ctx *c, const Sel *layers, int channels, int heads, const char *path)
+{
+	if (layers->kind == SEL_NONE)
+		return;
+	if (channels > c->s->width)
+		ERR(c, path, "%d channels of %d", channels, c->s->width);
+	if (channels * heads > MostGateWeights)
+		ERR(c, path, "%d channels for %d heads are more than %d weights", channels, heads,
+		    MostGateWeights);
+}
+
+static void
+check_attention(Ctx *c)
+{
+	const Spec *s = c->s;
+
+	check_gate(c, &s->gate_layers, s->gate_channels, s->heads, "model.attention.gate.channels");
+	check_gate(c, &s->value_layers, s->value_channels, s->kv_heads, "model.value_embed.channels");
+	if (s->offset_layers.kind != SEL_NONE && (s->offset_first >= s->head_dim || s->offset_first % 2))
+		ERR(c, "model.attention.key_offset.first", "first channel %d is not an even one below head_dim %d (it is rotary.dims unless given)",
+		    s->offset_first, s->head_dim);
 }
 
 static void
@@ -291,6 +322,7 @@ check_dims(Ctx *c)
 	if (s->rotary != ROT_NONE && (m->rot > s->head_dim || m->rot % 2 != 0))
 		ERR(c, "model.rotary.dims", "rotary dims %d is not an even number up to "
 		    "head_dim %d", m->rot, s->head_dim);
+	check_attention(c);
 	if (s->tokens_per_step % s->micro_batches != 0)
 		ERR(c, "train.micro_batches", "micro_batches %d does not divide "
 		    "tokens_per_step %d", s->micro_batches, s->tokens_per_step);
@@ -361,6 +393,47 @@ lanes_at(const Ctx *c, int i)
 }
 
 static void
+smear_params(Ctx *c)
+{
+	Model *m = c->m;
+	int n = c->s->smear_channels;
+
+	m->smear_weight = m->smear_lambda = -1;
+	if (n <= 0)
+		return;
+	if (n > m->C)
+		ERR(c, "model.smear.channels", "%d channels of %d", n, m->C);
+	m->smear_weight = param_new(c, "smear.weight", ROLE_COEF, 1, n, 0, 0);
+	m->smear_lambda = param_new(c, "smear.lambda", ROLE_COEF, 1, 1, 0, 0);
+}
+
+/* what an attention branch may have beside its two matrices */
+static void
+attention_params(Ctx *c, Sub *u, int i)
+{
+	Model *m = c->m;
+	const Spec *s = c->s;
+	char b[96];
+
+#define NAMED(what) (snprintf(b, sizeof b, "layers.%d.attn." what, i), b)
+	if (sel_has(&s->gate_layers, i, false))
+		u->gate = param_new(c, NAMED("gate"), ROLE_COEF, 2, m->H, s->gate_channels, 0);
+	if (sel_has(&s->sa_layers, i, false)) {
+		u->sa = param_new(c, NAMED("sa_lambda"), ROLE_COEF, 1, 2, 0, 0);
+		m->param[u->sa].values = NEWN(c->a, double, 2);
+		memcpy(m->param[u->sa].values, s->sa_init, sizeof s->sa_init);
+	}
+	if (sel_has(&s->value_layers, i, false)) {
+		u->value_embed = param_new(c, NAMED("value_embed"), ROLE_TABLE, 2, m->Vp, m->K * m->D, 0);
+		m->param[u->value_embed].std = s->value_std;
+		u->value_gate = param_new(c, NAMED("value_gate"), ROLE_COEF, 2, m->K, s->value_channels, 0);
+	}
+	if (sel_has(&s->offset_layers, i, false))
+		u->offset = s->offset_first;
+#undef NAMED
+}
+
+static void
 matrices(Ctx *c)
 {
 	Model *m = c->m;
@@ -378,10 +451,12 @@ matrices(Ctx *c)
 		m->head = param_new(c, "head", ROLE_MATRIX, 2, m->Vp, m->C, 0);
 		m->param[m->head].std = s->head_std;
 	}
+	smear_params(c);
 	for (i = 0; i < m->L; i++) {
 		at = &m->sub[2 * i];
 		ml = at + 1;
 		at->qkv = at->out = at->up = at->down = at->norm = -1;
+		at->gate = at->sa = at->value_embed = at->value_gate = at->offset = -1;
 		ml->qkv = ml->out = ml->up = ml->down = ml->norm = -1;
 #define NAMED(what) (snprintf(b, sizeof b, "layers.%d.%s", i, what), b)
 		if (sel_has(&s->attn_layers, i, false)) {
@@ -394,6 +469,7 @@ matrices(Ctx *c)
 			                    m->C, m->H * m->D, 0);
 			m->param[at->out].std = zero *
 			        (std > 0 ? std : 0.5 / sqrt(m->H * m->D));
+			attention_params(c, at, i);
 		}
 		if (sel_has(&s->mlp_layers, i, false)) {
 			if (s->norm_weight)

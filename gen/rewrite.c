@@ -258,6 +258,9 @@ rebuilt(Rewrite *r, int v)
 		return pad(n, arg[0], w.attr[0], w.width);
 	case OP_ROTATE:
 		return rotate(n, arg[0], arg[1], arg[2], w.attr[0], w.attr[2] != 0, w.attr[3]);
+	case OP_SHIFT:
+	case OP_UNSHIFT:
+		return shift(n, w.op, arg[0], w.attr[0], w.attr[1], w.attr[2] != 0, w.attr[3]);
 	case OP_OUT:
 		return out(n, arg[0], w.attr[0]);
 	}

@@ -367,11 +367,7 @@ plan_search(Arena *a, const Graph *g, const Knobs *knob, Buf *lock)
 	static const char *const prog[] = { "train", "eval", "logits" };
 	Decisions *d;
 	Terms *m;
-	int i;
 
-	for (i = 0; i < g->n; i++)
-		if (g->v[i].op == OP_SHIFT || g->v[i].op == OP_UNSHIFT)
-			return (Graph *)g;
 	m = search_best(a, g, knob, &d);
 	if (lock)
 		lock_print(m, d, prog[g->mode], lock);

@@ -82,6 +82,13 @@ rebuild(Graph *n, const Graph *g, int i, const int *map)
 	case OP_SUMR:
 		return sumr(n, x);
 	case OP_BCAST:
+		/* before grad.c the wall of a detached source stays */
+		if (v->attr[0] && n->factors_stay) {
+			Val w = *v;
+
+			w.arg[0] = x;
+			return val_new(n, w);
+		}
 		return v->attr[0] || zero ? x : bcast(n, x, v->kind, v->width);
 	case OP_SLICE:
 		return slice(n, x, v->attr[0], v->width);
@@ -92,7 +99,7 @@ rebuild(Graph *n, const Graph *g, int i, const int *map)
 		              v->attr[3]);
 	case OP_SHIFT:
 	case OP_UNSHIFT:
-		return shift(n, v->op, x, v->attr[0], v->attr[1], v->attr[2] != 0);
+		return shift(n, v->op, x, v->attr[0], v->attr[1], v->attr[2] != 0, v->attr[3]);
 	case OP_OUT:
 		return out(n, x, v->attr[0]);
 	default: {

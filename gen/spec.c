@@ -278,6 +278,8 @@ derive(Read *r, Spec *s)
 		s->head_dim = s->width / s->heads;
 	if (!given(s, "model.rotary.dims"))
 		s->rotary_dims = s->head_dim;
+	if (!given(s, "model.attention.key_offset.first"))
+		s->offset_first = s->rotary_dims;
 	if (!given(s, "model.mlp.hidden"))
 		s->hidden = 4 * s->width;
 	if (!given(s, "model.softcap.kind"))

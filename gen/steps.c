@@ -136,6 +136,8 @@ static const struct { const char *name; int threads, vec; long per; bool most; }
 	{ "loss_sum",        1024, 0, 0, false },
 	{ "finish",          1024, 0, 32, false },
 	{ "sqsum",            256, 0, 1, true },
+	{ "gate",             256, 0, 256, false },
+	{ "gate_bwd",         256, 0, 1, true },
 	{ "scaled",           256, 0, 4096, true },
 	{ "scaled_bwd",       256, 0, 1, true },
 	{ "clip",             256, 0, 0, false },
@@ -671,6 +673,56 @@ heavy_logits(Fuse *f, int i)
 	step_launch(p, s, RowBlocks, p->T * m->Vp, m->Vp);
 }
 
+/* adds what the blocks left of a gate's dW to its gradient */
+static void
+gate_finish(Fuse *f, int i, int part)
+{
+	const Val *v = &f->g->v[i];
+	int param = mat_param(f->g, v->arg[1]);
+	const Param *w = &f->g->model->param[param];
+	Plan *p = f->p;
+	Step *s = template_step(f, i, "finish", site_name(p, v, short_name(w->name)));
+
+	push(p, s, opd_grad(f->g, param));
+	push(p, s, opd_buf(part, F32, w->n));
+	push(p, s, opd_int(w->n));
+	if (p->target == TO_CUDA)
+		push(p, s, opd_int(p->parts));
+	s->nbytes = (double)p->buf[part].nbytes + 8. * (double)w->n;
+	step_launch(p, s, RowBlocks, w->n, 1);
+}
+
+static void
+heavy_gate(Fuse *f, int i)
+{
+	const Graph *g = f->g;
+	const Val *v = &g->v[i];
+	bool bwd = v->op == OP_GATE_BWD;
+	const Param *w = &g->model->param[mat_param(g, v->arg[1])];
+	Plan *p = f->p;
+	int part = -1;
+	Step *s = template_step(f, i, bwd ? "gate_bwd" : "gate", site_name(p, v, short_name(w->name)));
+
+	if (bwd) {
+		part = buffer_new(p, "gate partials", -1, F32, p->parts, w->n);
+		push(p, s, opd_out(f, i, 0, "dx", f->gemm_out, (v->attr[0] + 7) / 8 * 8));
+		push(p, s, opd_buf(part, F32, w->n));
+		push(p, s, opd_val(f, v->arg[2]));
+	} else {
+		push(p, s, opd_val(f, i));
+	}
+	push(p, s, opd_val(f, v->arg[0]));
+	push(p, s, opd_arena(A_PARAMS, w->off, F32, v->attr[0]));
+	push(p, s, opd_int(p->T));
+	/* memory moves in pieces of 32 bytes */
+	s->nbytes = (double)p->T * (4. * v->width + (bwd ? 2 : 1) * (v->attr[0] + 15) / 16 * 32);
+	if (bwd)
+		s->nbytes += (double)p->buf[part].nbytes;
+	step_launch(p, s, p->parts, bwd ? p->parts : p->T, 1);
+	if (bwd)
+		gate_finish(f, i, part);
+}
+
 /* The coefficients that a scalar is the product of, each where it lies, and after
  * them null pointers up to the two that the templates take. */
 static void
@@ -738,6 +790,10 @@ heavy_step(Fuse *f, int i)
 	case OP_GEMM_DX:
 	case OP_GEMM_DW:
 		heavy_gemm(f, i);
+		break;
+	case OP_GATE:
+	case OP_GATE_BWD:
+		heavy_gate(f, i);
 		break;
 	case OP_SCALED:
 	case OP_SCALED_BWD:

@@ -124,7 +124,9 @@ find_uses(Build *b)
 				b->view[a] = true;
 				continue;
 			}
-			b->demand[a] |= is_demand(g, v, j);
+			/* another row's value must lie in memory */
+			b->demand[a] |= is_demand(g, v, j) || ((v->op == OP_SHIFT ||
+			                v->op == OP_UNSHIFT) && is_row(&g->v[a]));
 			b->other_use[a] = true;
 		}
 	}

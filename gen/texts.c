@@ -181,6 +181,15 @@ template_holes(Fill *f, const Plan *p, const Step *s)
 	} else if (strcmp(t, "softcap") == 0) {
 		hole_int(f, "VP", m->Vp);
 		hole_softcap(f);
+	} else if (strcmp(t, "gate") == 0 || strcmp(t, "gate_bwd") == 0) {
+		const Val *v = &p->g->v[s->val];
+		int x = v->op == OP_GATE ? 1 : 3;
+
+		hole_int(f, "H", v->width);
+		hole_int(f, "N", v->attr[0]);
+		hole_int(f, "C", (int)s->opd[x].ld);
+		hole_dt(f, "DT", s->opd[x].dt);
+		hole_dt(f, "DTG", s->opd[0].dt);
 	} else if (strcmp(t, "scaled") == 0) {
 		hole_dt(f, "DT", s->opd[0].dt);
 		hole_scale(f, p, s);

@@ -42,6 +42,8 @@ typedef struct {
 	bool sine;
 	int positions, columns;
 	double base;
+	int steps;                      /* frequencies are base^(-j/steps) */
+	bool bf16;                      /* entries are rounded to it */
 } RunTable;
 
 /* What a CUDA kernel takes, in bytes but for registers (per thread). */

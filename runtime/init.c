@@ -148,18 +148,29 @@ run_sync_weights(Run *r)
 	run_forget(r, AR_WEIGHTS);
 }
 
+static float
+round_to_bf16(float x)
+{
+	uint32_t u = (uint32_t)bf16(x) << 16;
+
+	memcpy(&x, &u, sizeof x);
+	return x;
+}
+
 static void
 table_item(void *arg, long pos)
 {
 	const Table *a = arg;
 	const RunTable *t = a->table;
+	float *x = a->dst + pos * t->columns;
 	double theta;
 	int j;
 
 	for (j = 0; j < t->columns; j++) {
-		theta = (double)pos * pow(t->base, -(double)j / t->columns);
-		a->dst[pos * t->columns + j] =
-		        (float)(t->sine ? sin(theta) : cos(theta));
+		theta = (double)pos * pow(t->base, -(double)j / t->steps);
+		x[j] = (float)(t->sine ? sin(theta) : cos(theta));
+		if (t->bf16)
+			x[j] = round_to_bf16(x[j]);
 	}
 }
 

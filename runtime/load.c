@@ -256,6 +256,8 @@ load_table(Load *l)
 	t.positions = (int)line_integer(l, "positions", 1, 1L << 30);
 	t.columns = (int)line_integer(l, "columns", 1, MaxWidth);
 	t.base = line_real(l, "base", 1e-30, 1e30);
+	t.steps = (int)line_integer(l, "steps", 1, MaxWidth);
+	t.bf16 = CHOICE(l, "precision", "f32", "bf16");
 	t.at = line_to_place(l, at,
 			     line_product(l, "table", (long)t.positions * t.columns, 4),
 			     4);

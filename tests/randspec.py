@@ -128,7 +128,13 @@ class Spec:
             qk_norm=(0.4, lambda: self.chance(0.4)),
             scale=(0.4, lambda: pick(["auto", 0.12, 0.3, 0.5])),
             window=(0.6, self.window),
-            document_mask=(0.4, lambda: self.chance(0.4)))
+            document_mask=(0.4, lambda: self.chance(0.4)),
+            gate=(0.3, lambda: self.layered(channels=(0.6 if self.C >= 12 else 1, self.gate_channels))),
+            sa_lambda=(0.3, lambda: self.layered(init=(0.7, lambda: [self.number(0.3, 1.5), self.number(0.3, 1.5)]))),
+            key_offset=(0.3, lambda: {"layers": selection(rng, self.L), "first": 2 * rng.randrange(D // 2)}))
+        out.update(self.some(smear=(0.3, lambda: self.gate_channels()),
+                             value_embed=(0.3, lambda: self.layered(
+                                 channels=(0.6 if self.C >= 12 else 1, self.gate_channels), std=(0.8, lambda: 1.0)))))
         out["mlp"] = self.mlp()
         return {k: v for k, v in out.items() if v != {}}
 
@@ -147,9 +153,19 @@ class Spec:
 
     def rotary(self, D):
         kind = self.rng.choice(["none", "half", "half", "adjacent", "adjacent"])
-        more = self.some(base=(0.5, lambda: self.rng.choice([100, 1024.5, 10000, 500000])),
+        more = self.some(frequencies=(0.3, lambda: self.rng.choice(["power", "endpoint"])),
+                         dtype=(0.3, lambda: self.rng.choice(["f32", "bf16"])),
+                         base=(0.5, lambda: self.rng.choice([100, 1024.5, 10000, 500000])),
                          dims=(0.5, lambda: 2 * self.rng.randint(1, D // 2)))
         return {"kind": kind, **more} if more else kind
+
+    def gate_channels(self):
+        return self.rng.randint(1, min(self.C, 20))
+
+    def layered(self, **more):
+        """A section of which a selection of layers is the shorthand."""
+        layers, more = selection(self.rng, self.L), self.some(**more)
+        return {"layers": layers, **more} if more or isinstance(layers, dict) else layers
 
     def window(self):
         one = lambda: "full" if self.chance(0.3) else self.rng.randint(1, 12)

@@ -21,13 +21,23 @@ def rmsnorm(x, eps, weight=None):
 
 # ---- rotary ---------------------------------------------------------------
 
+def frequencies(rotary):
+    """[R/2] in float64: down to just above 1/base (power), or to 1/base itself (endpoint)."""
+    half = rotary.dims // 2
+    j = torch.arange(half, dtype=torch.float64)
+    # where there is one frequency it is base^0, whatever the divisor
+    last = half if rotary.frequencies == "power" else max(half - 1, 1)
+    return rotary.base ** (-j / last)
+
+
 def rotary_tables(rotary, length, dtype):
-    """cos and sin [N, 1, R/2]: rounded once to float32, whatever the run's type."""
-    j = torch.arange(rotary.dims // 2, dtype=torch.float64)
-    theta = torch.arange(length, dtype=torch.float64)[:, None] \
-        * rotary.base ** (-2 * j / rotary.dims)
+    """cos and sin [N, 1, R/2]: rounded to float32 (and to bfloat16), whatever the run's type."""
+    theta = torch.arange(length, dtype=torch.float64)[:, None] * frequencies(rotary)
+    tables = [t.float()[:, None, :] for t in (theta.cos(), theta.sin())]
+    if rotary.dtype == "bf16":
+        tables = [t.bfloat16() for t in tables]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return tuple(t.float().to(wide)[:, None, :] for t in (theta.cos(), theta.sin()))
+    return tuple(t.to(wide) for t in tables)
 
 
 def rotate(x, rotary, tables):
@@ -64,27 +74,57 @@ def mask(length, window, documents, dtype):
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
 
 
-def attention(a, qkv, out, m, bias, tables):
+def sigmoid_gate(x, weight):
+    """sigmoid(weight . x[..., 0:channels]): one number per row of weight [gates, channels]."""
+    return F.linear(x[..., :weight.shape[-1]], weight).sigmoid()
+
+
+def smear(e, weight, factor):
+    """e [B, N, C] with a gated part of the row before, but for the first of a sequence."""
+    added = factor * sigmoid_gate(e[:, 1:], weight[None]) * e[:, :-1]
+    return torch.cat((e[:, :1], e[:, 1:] + added), 1)
+
+
+def offset_keys(k, first):
+    """k [B, N, K, D] with channels first and up of the position before."""
+    own, shifted = k[..., :first], k[..., first:]
+    return torch.cat((own, torch.cat((shifted[:, :1], shifted[:, :-1]), 1)), -1)
+
+
+def attention(a, w, m, bias, tables, tokens, offset=None):
     """a [B, N, C] through the attention branch, to [B, N, C].
 
-    Query heads of one key head are stacked along the positions, so that keys
-    and values are never repeated; bias broadcasts over [B, K, H/K, N, N]."""
+    w holds the layer's parameters by the last part of their names: gate,
+    sa_lambda, value_embed and value_gate where the layer has them; offset is
+    the first channel of its key offset, if it has one.  Query heads of one
+    key head are stacked along the positions, so that keys and values are
+    never repeated; bias broadcasts over [B, K, H/K, N, N]."""
     B, N, _ = a.shape
     H, K, D = m.heads, m.kv_heads, m.head_dim
+    qkv, out = w["qkv"], w["out"]
+    if "sa_lambda" in w:
+        into, outof = w["sa_lambda"].unbind()
+        qkv, out = into * qkv, outof * out
     heads = F.linear(a, qkv).view(B, N, H + 2 * K, D)
     qk, v = heads[:, :, :H + K], heads[:, :, H + K:]
     if m.attention.qk_norm:
         qk = rmsnorm(qk, m.norm_eps)
     if m.rotary.kind != "none":
         qk = rotate(qk, m.rotary, tables)
+    k = qk[:, :, H:] if offset is None else offset_keys(qk[:, :, H:], offset)
+    if "value_embed" in w:
+        ve = F.embedding(tokens, w["value_embed"]).view(B, N, K, D)
+        v = v + 2 * sigmoid_gate(a, w["value_gate"])[..., None] * ve
     scale = D ** -0.5 if m.attention.scale == "auto" else m.attention.scale
     q = (qk[:, :, :H] * scale).view(B, N, K, H // K, D).permute(0, 2, 3, 1, 4)
     q = q.reshape(B, K, H // K * N, D)
-    k, v = qk[:, :, H:].permute(0, 2, 3, 1), v.transpose(1, 2)
+    k, v = k.permute(0, 2, 3, 1), v.transpose(1, 2)
     o = _softmax(torch.matmul(q, k).view(B, K, H // K, N, N) + bias)
     o = torch.matmul(o.view(B, K, H // K * N, N), v)
-    o = o.view(B, K, H // K, N, D).permute(0, 3, 1, 2, 4).reshape(B, N, H * D)
-    return F.linear(o, out)
+    o = o.view(B, K, H // K, N, D).permute(0, 3, 1, 2, 4).reshape(B, N, H, D)
+    if "gate" in w:
+        o = sigmoid_gate(a, w["gate"])[..., None] * o
+    return F.linear(o.flatten(2), out)
 
 
 def _softmax(scores):

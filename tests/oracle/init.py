@@ -66,6 +66,6 @@ def _spread(spec, p):
     if p.name == "embed":
         # as large as the normed rows; tied, it must give logits of about 1
         return 0.0, 1 / p.shape[1] ** 0.5 if spec.model.tied else 1.0
-    if p.name.endswith(".table"):
+    if p.name.endswith((".table", ".value_embed")):
         return 0.0, 0.5
     return 0.0, 0.5 / p.shape[1] ** 0.5

@@ -166,6 +166,8 @@ class Model:
         if m.attention.document_mask:
             run.documents = (tokens == spec.data.bos).cumsum(1)
         x = F.embedding(tokens, params["embed"])
+        if m.smear.channels:
+            x = branches.smear(x, params["smear.weight"], params["smear.lambda"][0])
         run.x0 = rmsnorm(x, m.norm_eps) if m.embed_norm else x
         for name, src in spec.hc.sources.items():
             run.sources[name] = self._source(run, name, src)
@@ -306,12 +308,18 @@ class Model:
         """F_s of the normed read, [B, N, C]."""
         m, i, p = self.spec.model, s // 2, run.params
         prefix = f"layers.{i}.{'mlp' if s % 2 else 'attn'}."
-        a = rmsnorm(u, m.norm_eps, p.get(prefix + "norm"))
+        w = {k[len(prefix):]: v for k, v in p.items() if k.startswith(prefix)}
+        a = rmsnorm(u, m.norm_eps, w.get("norm"))
         if s % 2:
-            return branches.mlp(a, p[prefix + "up"], p[prefix + "down"], m.mlp.kind)
-        window = m.attention.window[i % len(m.attention.window)]
-        return branches.attention(a, p[prefix + "qkv"], p[prefix + "out"], m,
-                                  self._mask(run, window), self._rotary_tables(run))
+            return branches.mlp(a, w["up"], w["down"], m.mlp.kind)
+        return self._attention(run, i, a, w)
+
+    def _attention(self, run, i, a, w):
+        """The attention branch of layer i with parameters w."""
+        m = self.spec.model
+        window, offset = m.attention.window[i % len(m.attention.window)], m.attention.key_offset
+        return branches.attention(a, w, m, self._mask(run, window), self._rotary_tables(run),
+                                  run.tokens, offset.first if i in offset.layers else None)
 
     def _mask(self, run, window):
         if window not in run.masks:

@@ -1,6 +1,6 @@
 """Which parameters a spec has: name, shape, initial values, optimizer role.
 
-Definition order: embedding and head, the layers, the final norm, then hc.* in
+Definition order: embedding, head and smear, the layers, the final norm, then hc.* in
 the order of the computation.
 """
 from typing import NamedTuple, Optional
@@ -33,6 +33,9 @@ def _tables(spec):
     out = [Param("embed", dims, "matrix", m.init.embed_std)]
     if not m.tied:
         out.append(Param("head", dims, "matrix", m.init.head_std))
+    if m.smear.channels:
+        out += [_coef("smear.weight", np.zeros(m.smear.channels), role="gate_weight"),
+                _coef("smear.lambda", [0.0])]
     return out
 
 
@@ -52,6 +55,22 @@ def _branch(spec, prefix, into, outof):
         Param(prefix + outof[0], outof[1], "matrix", out_std)]
 
 
+def _parts(spec, i, prefix):
+    """What the attention branch of layer i has besides its norm and matrices."""
+    m, out = spec.model, []
+    gate, sa, ve = m.attention.gate, m.attention.sa_lambda, m.value_embed
+    if i in gate.layers:
+        out.append(_coef(prefix + "gate", np.zeros((m.heads, gate.channels)), role="gate_weight"))
+    if i in sa.layers:
+        out.append(_coef(prefix + "sa_lambda", sa.init))
+    if i in ve.layers:
+        dims = (spec.padded_vocab, m.kv_heads * m.head_dim)
+        out += [Param(prefix + "value_embed", dims, "matrix", ve.std),
+                _coef(prefix + "value_gate", np.zeros((m.kv_heads, ve.channels)),
+                      role="gate_weight")]
+    return out
+
+
 def _layers(spec):
     m = spec.model
     C, F, HD = m.width, m.mlp.hidden, m.heads * m.head_dim
@@ -61,6 +80,7 @@ def _layers(spec):
     for i in range(m.layers):
         if i in m.attention.layers:
             out += _branch(spec, f"layers.{i}.attn.", ("qkv", qkv), ("out", (C, HD)))
+            out += _parts(spec, i, f"layers.{i}.attn.")
         if i in m.mlp.layers:
             out += _branch(spec, f"layers.{i}.mlp.", ("up", up), ("down", (C, F)))
     return out + _norm("final_norm", spec)

@@ -104,9 +104,24 @@ hc:
   backouts: {out: {from: {sublayer: 2, when: before, lane: mean}}}
 """
 
+# smear and the attention branch's parts, each on a choice of layers of its own
+PARTS = """
+extends: full.yaml
+model:
+  layers: 4
+  smear: {channels: 7}
+  attention:
+    gate: {layers: {except: [3]}, channels: 5}
+    sa_lambda: {layers: [0, 1, 3], init: [0.5, 1.5]}
+    key_offset: {layers: {first: 2}, first: 3}
+  value_embed: {layers: [0, 1, 3], channels: 4, std: 0.7}
+  rotary: {frequencies: endpoint, dtype: bf16}
+"""
+
 
 def write_specs():
-    for name, text in (("tiny", TINY), ("full", FULL), ("keep", KEEP), ("leave", LEAVE)):
+    for name, text in (("tiny", TINY), ("full", FULL), ("keep", KEEP), ("leave", LEAVE),
+                       ("parts", PARTS)):
         with open(os.path.join(FOLDER.name, name + ".yaml"), "w") as f:
             f.write(text)
 
@@ -189,6 +204,77 @@ data: [a.bin, b.bin]
     assert np.allclose(s.hc.post.init[:, 1], 1 + np.arange(6) / 5)
     assert s.hc.lane_init.kind == "first" and s.hc.resid_lambda.shape == (6,)
     assert s.data.bos == 3 and s.hc.sources.x.shape == (6, 2)
+
+
+@case
+def spec_attention_parts():
+    m = read("tiny").model
+    a = m.attention
+    assert m.smear.channels == 0 and m.value_embed.std == 0 and a.sa_lambda.init == [1, 1]
+    assert m.rotary.frequencies == "power" and m.rotary.dtype == "f32"
+    parts = (a.gate, a.sa_lambda, a.key_offset, m.value_embed)
+    assert all(p.layers == set() for p in parts)
+    assert a.gate.channels == m.value_embed.channels == 12 and a.key_offset.first == 6
+    m = read("tiny", "model.rotary.dims=4", "model.attention.gate=all", "model.value_embed=[1]",
+             "model.attention.sa_lambda=[0, 2]", "model.attention.key_offset=all").model
+    a = m.attention
+    assert a.gate.layers == {0, 1, 2} and a.sa_lambda.layers == {0, 2}
+    assert m.value_embed.layers == {1} and a.key_offset.first == 4
+    assert read("tiny", "model.attention.gate=all",
+                "model.attention.gate=none").model.attention.gate.layers == set()
+    # a layer without the branch has no part of it
+    m = read("parts").model
+    assert m.attention.gate.layers == {0, 2} and m.attention.sa_lambda.layers == {0, 3}
+    assert m.attention.key_offset.layers == {2, 3} and m.value_embed.layers == {0, 3}
+
+
+@case
+def spec_attention_parts_have_bounds():
+    wide = "model.attention.gate.channels=13", "model.value_embed.channels=13"
+    far = "model.attention.key_offset.first=7"
+    read("tiny", *wide, far)            # nobody asks
+    read("tiny", "model.smear.channels=12", "model.attention.gate=all", "model.value_embed=all",
+         "model.attention.key_offset={layers: all, first: 6}")
+    for settings_, word in (
+            (["model.smear.channels=13"], "model.smear.channels: more than width"),
+            ([wide[0], "model.attention.gate=[1]"], "gate.channels: more than width"),
+            ([wide[1], "model.value_embed=[1]"], "value_embed.channels: more than width"),
+            ([far, "model.attention.key_offset=[1]"], "key_offset.first: more than head_dim"),
+            (["model.attention.gate=[3]"], "gate.layers: only 3"),
+            (["model.value_embed=attn"], "not layers"),
+            (["model.attention.sa_lambda.init=[1]"], "two numbers"),
+            (["model.attention.gate.channels=0"], "at least 1"),
+            (["model.rotary.frequencies=linear"], "power or endpoint"),
+            (["model.rotary.dtype=f16"], "f32 or bf16")):
+        raises(lambda: read("tiny", *settings_), word)
+
+
+@case
+def attention_parts_have_parameters():
+    """Names, order, shapes, initial values and weight decay, layer by layer."""
+    s = read("parts", "model.norm_weight=false", "train.seed=4", "optim.weight_decay=0.1")
+    want = [("embed", 24, 12), ("head", 24, 12), ("smear.weight", 7), ("smear.lambda", 1)]
+    common = ("attn.qkv", 48, 12), ("attn.out", 12, 24)
+    gate, sa, mlp = ("attn.gate", 4, 5), ("attn.sa_lambda", 2), (("mlp.up", 20, 12),
+                                                                 ("mlp.down", 12, 10))
+    ve = ("attn.value_embed", 24, 12), ("attn.value_gate", 2, 4)
+    for i, parts in enumerate([(*common, gate, sa, *ve, *mlp), mlp, (*common, gate, *mlp),
+                               (*common, sa, *ve, *mlp)]):
+        want += [(f"layers.{i}.{name}", *dims) for name, *dims in parts]
+    got = parameters(s)
+    assert [(p.name, *p.shape) for p in got][:len(want)] == want
+    assert got[len(want)].name == "hc.lane_init"
+    values = init.initial(s)
+    for name in ("smear.weight", "smear.lambda", "layers.2.attn.gate", "layers.3.attn.value_gate"):
+        assert values[name].abs().max() == 0, name
+    assert values["layers.3.attn.sa_lambda"].tolist() == [0.5, 1.5]
+    name = "layers.3.attn.value_embed"
+    close(values[name].flatten(), init.normal(4, name, 288, 1.0) * 0.7, 1e-6)
+    assert init.initial(read("parts", "model.value_embed.std=0"))[name].abs().max() == 0
+    still = {p.name for p in got if settings(s, p)["weight_decay"] == 0}
+    assert [n for n, *_ in want if n in still] == [
+        n for n, *_ in want if n.startswith("smear") or n.endswith(("gate", "sa_lambda"))]
+    assert "layers.0.attn.value_embed" not in still
 
 
 @case
@@ -295,13 +381,28 @@ def data_packing():
 
 # ---- branches against loops -----------------------------------------------
 
+def frequency(rotary, j):
+    if rotary.frequencies == "endpoint":
+        return 1.0 if j == 0 else rotary.base ** -(j / (rotary.dims / 2 - 1))
+    return rotary.base ** (-2 * j / rotary.dims)
+
+
+def entry(x, dtype):
+    """x rounded to float32 and then, if asked, on its bits to bfloat16, nearest even."""
+    bits = int(np.float32(x).view(np.uint32))
+    if dtype == "bf16":
+        low, odd = bits & 0xffff, bits >> 16 & 1
+        bits = (bits >> 16) + (low > 0x8000 or low == 0x8000 and odd) << 16
+    return float(np.uint32(bits).view(np.float32))
+
+
 def turned(x, p, rotary):
     """x [D] at position p, one channel pair at a time."""
     y, R = x.clone(), rotary.dims
     for j in range(R // 2):
         a, b = (j, j + R // 2) if rotary.kind == "half" else (2 * j, 2 * j + 1)
-        theta = p * rotary.base ** (-2 * j / R)
-        cos, sin = float(np.float32(math.cos(theta))), float(np.float32(math.sin(theta)))
+        theta = p * frequency(rotary, j)
+        cos, sin = (entry(t, rotary.dtype) for t in (math.cos(theta), math.sin(theta)))
         y[a], y[b] = cos * x[a] + sin * x[b], cos * x[b] - sin * x[a]
     return y
 
@@ -311,11 +412,50 @@ def norm(x, eps, weight=None):
     return y if weight is None else y * weight
 
 
-def loop_attention(a, qkv, out, spec, window, tokens):
-    """One sequence a [N, C], head by head and query by query."""
+def logistic(row, x):
+    """sigmoid(row . x[0:N]), N the row's length, in Python's floats."""
+    return 1 / (1 + math.exp(-sum(float(r) * float(y) for r, y in zip(row, x))))
+
+
+def loop_smear(e, weight, factor):
+    """One sequence e [N, C]; a new tensor, so that every term reads what was there before."""
+    x = e.clone()
+    for t in range(1, len(e)):
+        g = float(factor) * logistic(weight, e[t])
+        for c in range(e.shape[1]):
+            x[t, c] = float(e[t, c]) + g * float(e[t - 1, c])
+    return x
+
+
+def loop_values(v, a, table, gates, tokens):
+    """One sequence v [N, K*D] with the tokens' rows added, head by head."""
+    v, D = v.clone(), v.shape[1] // len(gates)
+    for t in range(len(v)):
+        for g in range(len(gates)):
+            factor = 2 * logistic(gates[g], a[t])
+            for c in range(g * D, g * D + D):
+                v[t, c] += factor * float(table[int(tokens[t])][c])
+    return v
+
+
+def loop_attention(a, p, spec, i, tokens):
+    """Layer i on one sequence a [N, C], head by head and query by query.
+
+    Which parts it has is taken from the spec, not from the parameters' names."""
     m, N = spec.model, len(a)
     H, K, D = m.heads, m.kv_heads, m.head_dim
-    q, k, v = (a @ qkv.T).split([H * D, K * D, K * D], 1)
+    w = {k.split(".")[-1]: v for k, v in p.items() if k.startswith(f"layers.{i}.attn.")}
+    window = m.attention.window[i % len(m.attention.window)]
+    has = {k: i in m.attention[k].layers for k in ("gate", "sa_lambda", "key_offset")}
+    into, outof = w["sa_lambda"].tolist() if has["sa_lambda"] else (1, 1)
+    q, k, v = (a @ (into * w["qkv"]).T).split([H * D, K * D, K * D], 1)
+    if i in m.value_embed.layers:
+        v = loop_values(v, a, w["value_embed"], w["value_gate"], tokens)
+
+    def key(h, j):
+        x, before = head(k, h, j), head(k, h, j - 1 if j > 0 else j)
+        first = m.attention.key_offset.first if has["key_offset"] else D
+        return torch.stack([x[c] if c < first else before[c] for c in range(D)])
 
     def head(x, h, p):
         x = x[p, h * D:(h + 1) * D]
@@ -330,10 +470,24 @@ def loop_attention(a, qkv, out, spec, window, tokens):
         heads = []
         for h in range(H):
             g = h // (H // K)
-            s = torch.stack([scale * head(q, h, p) @ head(k, g, j) for j in range(low, p + 1)])
-            heads.append(s.softmax(0) @ v[low:p + 1, g * D:(g + 1) * D])
-        rows.append(torch.cat(heads) @ out.T)
+            s = torch.stack([scale * head(q, h, p) @ key(g, j) for j in range(low, p + 1)])
+            o = s.softmax(0) @ v[low:p + 1, g * D:(g + 1) * D]
+            heads.append(o * logistic(w["gate"][h], a[p]) if has["gate"] else o)
+        rows.append(torch.cat(heads) @ (outof * w["out"]).T)
     return torch.stack(rows)
+
+
+def attention_of(spec, p, i, a, tokens):
+    """The model's attention branch of layer i on a [B, N, C]."""
+    model = Model(spec)
+    prefix = f"layers.{i}.attn."
+    w = {k[len(prefix):]: v for k, v in p.items() if k.startswith(prefix)}
+    return model._attention(model._start(p, tokens), i, a, w)
+
+
+def stream(spec):
+    """Something for a branch to read, [2, seq_len, C]."""
+    return torch.randn(2, spec.train.seq_len, spec.model.width, dtype=torch.float64)
 
 
 @case
@@ -343,18 +497,161 @@ def attention_by_loops():
                ["model.attention.qk_norm=false", "model.rotary=none", "model.attention.window=0"],
                ["model.rotary.dims=6", "model.attention.window=2", "model.kv_heads=4"]]
     for change in changes:
-        s = read("full", *change)
-        p, (tokens, _) = doubles(s), tokens_for(s)
-        model = Model(s)
-        run = model._start(p, tokens)
-        a = torch.randn(2, 11, 12, dtype=torch.float64)
-        for i in (0, 2):
-            window = s.model.attention.window[i % len(s.model.attention.window)]
-            w = p[f"layers.{i}.attn.qkv"], p[f"layers.{i}.attn.out"]
-            got = branches.attention(a, *w, s.model, model._mask(run, window),
-                                     model._rotary_tables(run))
-            for r in range(2):
-                close(got[r], loop_attention(a[r], *w, s, window, tokens[r]), 1e-12)
+        attention_by_loop(read("full", *change), (0, 2))
+
+
+def attention_by_loop(s, layers):
+    p, (tokens, _) = doubles(s), tokens_for(s)
+    a = stream(s)
+    for i in layers:
+        got = attention_of(s, p, i, a, tokens)
+        for r in range(2):
+            close(got[r], loop_attention(a[r], p, s, i, tokens[r]), 1e-12)
+
+
+@case
+def attention_parts_by_loops():
+    layers = "all", "[0]", "[2]", "[3]"
+    parts = "attention.gate", "attention.sa_lambda", "attention.key_offset", "value_embed"
+    for change in (
+            [], [f"model.{p}.layers={sel}" for p, sel in zip(parts, layers)],
+            [f"model.{p}.layers={sel}" for p, sel in zip(parts, layers[::-1])],
+            ["model.kv_heads=4", "model.attention.key_offset.first=0", "model.rotary.dtype=f32"],
+            ["model.kv_heads=1", "model.attention.document_mask=false", "model.rotary=adjacent"],
+            ["model.attention.qk_norm=false", "model.rotary={kind: none, dims: 6}",
+             "model.attention.gate.channels=12", "model.value_embed.channels=1"]):
+        attention_by_loop(read("parts", *change), (0, 2, 3))
+
+
+@case
+def gates_of_zero_are_a_half_and_one():
+    """Exactly: the attention's output is halved, the value row added as it is."""
+    s = read("parts")
+    p, (tokens, _) = doubles(s), tokens_for(s)
+    a = stream(s)
+    p["layers.2.attn.gate"] *= 0
+    plain = read("parts", "model.attention.gate=none")
+    assert torch.equal(attention_of(s, p, 2, a, tokens),
+                       0.5 * attention_of(plain, {k: v for k, v in p.items()
+                                                  if not k.endswith(".gate")}, 2, a, tokens))
+    # with itself as its only key a token gets its own value
+    s = read("parts", "model.attention.window=0", "model.attention.gate=none",
+             "model.attention.sa_lambda=none", "model.kv_heads=4")
+    p = doubles(s)
+    p["layers.3.attn.value_gate"] *= 0
+    p["layers.3.attn.qkv"][48:] = 0
+    assert torch.equal(attention_of(s, p, 3, a, tokens),
+                       F.linear(p["layers.3.attn.value_embed"][tokens], p["layers.3.attn.out"]))
+
+
+@case
+def key_offset_is_in_the_last_channels():
+    s = read("parts", "model.attention.window=full")
+    none = read("parts", "model.attention.window=full", "model.attention.key_offset.layers=none")
+    past = read("parts", "model.attention.window=full", "model.attention.key_offset.first=6")
+    (tokens, _), p, a = tokens_for(s), doubles(s), stream(s)
+    moved, plain, same = (attention_of(x, p, 2, a, tokens) for x in (s, none, past))
+    assert torch.equal(plain, same)
+    # a query at the first position of a document sees one key, whatever that is
+    first = tokens == s.data.bos
+    first[:, 0] = True
+    for r, t in first.nonzero().tolist():
+        assert torch.equal(moved[r, t], plain[r, t]), (r, t)
+    assert (moved - plain).abs().amax(2)[~first].min() > 1e-6
+    # queries that do not look at channels 3, 4, 5 (norm and rotary of 0 .. 3 kept apart)
+    s = read("parts", "model.rotary.dims=2", "model.attention.window=full")
+    none = read("parts", "model.rotary.dims=2", "model.attention.window=full",
+                "model.attention.key_offset=none")
+    blind = {**p, "layers.2.attn.qkv": p["layers.2.attn.qkv"].clone()}
+    for h in range(4):
+        blind["layers.2.attn.qkv"][6 * h + 3:6 * h + 6] = 0
+    close(*[attention_of(x, blind, 2, a, tokens) for x in (s, none)], 1e-15)
+    blind["layers.2.attn.qkv"][3] = p["layers.2.attn.qkv"][3]
+    moved, plain = (attention_of(x, blind, 2, a, tokens) for x in (s, none))
+    assert (moved - plain).abs().max() > 1e-4
+
+
+@case
+def key_offset_crosses_documents_not_sequences():
+    s, none = read("parts"), read("parts", "model.attention.key_offset=none")
+    (tokens, _), p, a = tokens_for(s), doubles(s), stream(s)
+    assert tokens[0, 4] == s.data.bos and s.data.bos not in tokens[0, 1:4].tolist()
+
+    def touched(spec, r, t):
+        """Positions whose output depends on a[r, t]."""
+        b = a.clone()
+        b[r, t] += torch.arange(12) / 4
+        change = attention_of(spec, p, 2, b, tokens) - attention_of(spec, p, 2, a, tokens)
+        return (change.abs() > 1e-12).any(2).nonzero().tolist()
+
+    assert touched(none, 0, 3) == [[0, 3]]
+    # the key at 4, of the next document, has its tail from 3; alone at 4, it shows from 5 on
+    assert touched(s, 0, 3) == [[0, t] for t in (3, 5, 6, 7, 8)]
+    assert all(r == 0 for r, _ in touched(s, 0, 10))
+
+
+@case
+def rotary_frequencies_and_types():
+    rotary = specs.Node(kind="half", base=1000.0, dims=8, frequencies="endpoint", dtype="f32")
+    power = specs.Node(rotary, frequencies="power", base=16.0)
+    for one, want in ((rotary, [1, 0.1, 0.01, 0.001]), (power, [1, 0.5, 0.25, 0.125]),
+                      (specs.Node(rotary, dims=4), [1, 0.001]), (specs.Node(rotary, dims=2), [1]),
+                      (specs.Node(power, dims=2), [1])):
+        close(branches.frequencies(one), torch.tensor(want, dtype=torch.float64), 1e-15)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for kind in ("f32", "bf16"):
+            tables = branches.rotary_tables(specs.Node(rotary, dtype=kind), 300, dtype)
+            for t, of in zip(tables, (math.cos, math.sin)):
+                want = [[entry(of(p * f), kind) for f in (1, 0.1, 0.01, 0.001)]
+                        for p in range(300)]
+                # an ulp of pow may move an argument across a tie between two float32
+                error = (t[:, 0].double() - torch.tensor(want)).abs()
+                assert t.shape == (300, 1, 4) and t.dtype != torch.bfloat16
+                assert (error > 0).sum() <= 2 and error.max() < 1e-2, (kind, dtype, error.max())
+    f32 = branches.rotary_tables(rotary, 300, torch.float64)[0]
+    bf16 = branches.rotary_tables(specs.Node(rotary, dtype="bf16"), 300, torch.float64)[0]
+    assert (bf16.float().view(torch.int32) & 0xffff).max() == 0
+    assert 1e-3 < (f32 - bf16).abs().max() <= 2 ** -9
+
+
+@case
+def smear_by_loops():
+    s = read("parts", "model.embed_norm=false")
+    p, (tokens, _) = doubles(s), tokens_for(s)
+    assert (tokens[:, 1:] == s.data.bos).any()      # it crosses documents
+    x0 = Model(s)._start(p, tokens).x0
+    for r in range(2):
+        e = p["embed"][tokens[r]]
+        close(x0[r], loop_smear(e, p["smear.weight"], p["smear.lambda"]), 1e-14)
+        assert torch.equal(x0[r, 0], e[0])
+        assert (x0[r, 1:] - e[1:]).abs().amax(1).min() > 1e-3
+    # a gate of weight 0 is one half; the norm comes behind it
+    p["smear.weight"] *= 0
+    p["smear.lambda"][0] = 2
+    e = p["embed"][tokens]
+    want = torch.cat((e[:, :1], e[:, 1:] + e[:, :-1]), 1)
+    close(Model(s)._start(p, tokens).x0, want, 1e-15)
+    normed = read("parts")
+    close(Model(normed)._start(p, tokens).x0, norm(want, 1e-3), 1e-14)
+
+
+@case
+def parts_at_their_start_change_little():
+    """Zero lambda, sa_lambda of 1 and value rows of 0: the same function."""
+    s = read("parts", "model.attention.sa_lambda.init=[1, 1]", "model.attention.gate=none",
+             "model.attention.key_offset=none", "model.value_embed.std=0")
+    plain = read("parts", "model.attention.sa_lambda=none", "model.attention.gate=none",
+                 "model.attention.key_offset=none", "model.value_embed=none",
+                 "model.smear.channels=0")
+    p, start = doubles(s), init.initial(s)
+    new = {q.name for q in parameters(s)} - {q.name for q in parameters(plain)}
+    assert len(new) == 2 + 2 + 4
+    p.update({k: start[k].double() for k in new})
+    close(loss_of(s, p), loss_of(plain, {k: v for k, v in p.items() if k not in new}), 1e-15)
+    # and the loss depends on each of them
+    for name in sorted(new - {"smear.weight"}):
+        if not name.endswith("value_gate"):
+            assert abs(loss_of(s, {**p, name: p[name] + 0.5}) - loss_of(s, p)) > 1e-7, name
 
 
 @case
@@ -371,15 +668,29 @@ def bigram_by_loops():
 @case
 def plain_gpt_by_hand():
     """One lane and every default: a pre-norm GPT written down directly."""
-    s = read("tiny")
+    gpt_by_hand(read("tiny"))
+
+
+@case
+def gpt_with_parts_by_hand():
+    """The same with all of smear, gates, lambdas, key offsets and value embeddings."""
+    gpt_by_hand(read("tiny", "model.smear.channels=12", "model.attention.gate=[0, 1]",
+                     "model.attention.sa_lambda=[1, 2]", "model.rotary.frequencies=endpoint",
+                     "model.attention.key_offset={layers: all, first: 2}",
+                     "model.value_embed=[0, 2]", "model.kv_heads=1"))
+
+
+def gpt_by_hand(s):
     p, (tokens, targets) = doubles(s), tokens_for(s)
     total = 0.0
     for row, want in zip(tokens, targets):
-        x = norm(p["embed"][row], 1e-3)
+        x = p["embed"][row]
+        if s.model.smear.channels:
+            x = loop_smear(x, p["smear.weight"], p["smear.lambda"])
+        x = norm(x, 1e-3)
         for i in range(3):
             w = f"layers.{i}."
-            x = x + loop_attention(norm(x, 1e-3), p[w + "attn.qkv"], p[w + "attn.out"], s,
-                                   "full", row)
+            x = x + loop_attention(norm(x, 1e-3), p, s, i, row)
             x = x + (norm(x, 1e-3) @ p[w + "mlp.up"].T).clamp(min=0) ** 2 @ p[w + "mlp.down"].T
         l = (norm(x, 1e-3) @ p["head"].T)[:, :23]
         total += (l.logsumexp(1) - l[torch.arange(11), want]).sum()
@@ -505,6 +816,9 @@ class Dense:
         m, hc, self.tokens = self.s.model, self.hc, tokens
         run = self.model._start(self.p, tokens)
         x = self.p["embed"][tokens]
+        if m.smear.channels:
+            x = torch.stack([loop_smear(e, self.p["smear.weight"], self.p["smear.lambda"])
+                             for e in x])
         self.x0 = norm(x, m.norm_eps) if m.embed_norm else x
         L, first, last = m.layers, hc.layers[0], hc.layers[-1]
         X, kept, backs = self.start(hc.lanes if first == 0 else 1), {}, {}
@@ -550,7 +864,7 @@ class Dense:
 
 
 VARIANTS = [
-    ("full",), ("keep",), ("leave",), ("full", "hc.dead=[0, 4]"),
+    ("full",), ("keep",), ("leave",), ("parts",), ("full", "hc.dead=[0, 4]"),
     ("full", "hc.dead=[0]", "hc.sources.x.granularity=layer", "hc.sources.x.first=lane_init"),
     ("full", "hc.coef_dtype=bf16", "hc.res.learned=false", "hc.pre.init=0.3"),
     ("full", "hc.res.learned=false", "hc.pre.learned=false", "hc.post.learned=false",
@@ -657,10 +971,34 @@ def gradients_with_left_lanes():
 
 
 @case
+def gradients_with_attention_parts():
+    check_gradients(read("parts"))
+
+
+@case
 def no_gradient_vanishes():
-    grads = grads_of(read("full"), doubles(read("full")))
-    idle = [k for k, v in grads.items() if k.startswith("grad.") and not v.abs().max() > 0]
-    assert idle == [], idle
+    for name in ("full", "parts"):
+        grads = grads_of(read(name), doubles(read(name)))
+        idle = [k for k, v in grads.items() if k.startswith("grad.") and not v.abs().max() > 0]
+        assert idle == [], idle
+
+
+@case
+def weight_lambdas_belong_to_the_matrices():
+    """The gradient of a lambda is <gradient of the effective matrix, matrix>."""
+    s, plain = read("parts"), read("parts", "model.attention.sa_lambda=none")
+    p = doubles(s)
+    q = {k: v for k, v in p.items() if not k.endswith("sa_lambda")}
+    names = [(f"layers.{i}.attn.{w}", f"layers.{i}.attn.sa_lambda", k)
+             for i in (0, 3) for k, w in enumerate(("qkv", "out"))]
+    assert set(p) - set(q) == {lam for _, lam, _ in names}
+    for w, lam, k in names:
+        q[w] = p[lam][k] * p[w]
+    a, b = grads_of(s, p), grads_of(plain, q)
+    close(a["loss"], b["loss"], 1e-14)
+    for w, lam, k in names:
+        close(a["grad." + lam][k], (b["grad." + w] * p[w]).sum(), 1e-13)
+        close(a["grad." + w], p[lam][k] * b["grad." + w], 1e-13)
 
 
 @case
@@ -669,6 +1007,11 @@ def padded_rows_take_no_part():
     p, grads = doubles(s), grads_of(s, doubles(s))
     assert grads["grad.head"].shape == (24, 12) and grads["logits"].shape == (22, 23)
     assert grads["grad.head"][23].abs().max() == 0 and grads["grad.embed"][23].abs().max() == 0
+    s = read("parts")
+    for i in (0, 3):
+        g = grads_of(s, doubles(s))[f"grad.layers.{i}.attn.value_embed"]
+        assert g.shape == (24, 12) and g[23].abs().max() == 0 and g.abs().max() > 0
+    s = read("full")
     tied = read("keep")
     assert grads_of(tied, doubles(tied))["grad.embed"][23].abs().max() == 0
     p["head"][23] += 100
@@ -685,6 +1028,11 @@ def dead_sublayers_are_silent():
         g = grads["grad." + name]
         assert g[4].abs().max() == 0 and g[2].abs().max() == 0 and g[5].abs().max() > 0, name
     assert "grad.layers.1.attn.qkv" not in grads and "grad.layers.1.attn.norm" not in grads
+    grads = {k: v for dead in (0, 4, 6) for s in [read("parts", f"hc.dead=[{dead}]")]
+             for k, v in grads_of(s, doubles(s)).items()
+             if k.startswith(f"grad.layers.{dead // 2}.attn")}
+    assert len(grads) == 3 * 3 + 2 + 2 + 2 * 2
+    assert all(g.abs().max() == 0 for g in grads.values())
 
 
 @case
@@ -729,7 +1077,7 @@ def frozen_is_learned_left_alone():
 
 @case
 def narrow_types_are_near():
-    for name in ("full", "keep", "leave"):
+    for name in ("full", "keep", "leave", "parts"):
         s = read(name)
         want = grads_of(s, doubles(s))
         for dtype, tol in ((torch.float32, 1e-4), (torch.bfloat16, 0.15)):

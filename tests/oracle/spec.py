@@ -233,6 +233,12 @@ GATE = Section({"kind": (choice("scalar", "sigmoid", "token"), "scalar"),
                 "init": (number, 0.0), "learned": (boolean, True),
                 "channels": (integer(1), 12)}, "init")
 
+
+def some_layers(**keys):
+    """A part of the attention branch that the layers of a selection have."""
+    return Section({"layers": (selection, "none"), **keys}, "layers")
+
+
 SCHEMA = Section({
     "name": (ident, ABSENT),
     "model": Section({
@@ -242,13 +248,20 @@ SCHEMA = Section({
         "vocab_multiple": (integer(1), 64), "tied": (boolean, False),
         "embed_norm": (boolean, True), "norm_weight": (boolean, False),
         "norm_eps": (number, 1e-6),
+        "smear": Section({"channels": (integer(), 0)}, "channels"),
         "attention": Section({
             "layers": (selection, "all"), "qk_norm": (boolean, True),
             "scale": (word_or(("auto",), number), "auto"),
             "window": (list_of(word_or(("full",), integer())), ["full"]),
-            "document_mask": (boolean, True)}),
+            "document_mask": (boolean, True),
+            "gate": some_layers(channels=(integer(1), 12)),
+            "sa_lambda": some_layers(init=(pair, [1.0, 1.0])),
+            "key_offset": some_layers(first=(integer(), ABSENT))}),
+        "value_embed": some_layers(channels=(integer(1), 12), std=(number, 0.0)),
         "rotary": Section({"kind": (choice("none", "half", "adjacent"), "half"),
-                           "base": (number, 10000.0), "dims": (integer(2), ABSENT)}, "kind"),
+                           "base": (number, 10000.0), "dims": (integer(2), ABSENT),
+                           "frequencies": (choice("power", "endpoint"), "power"),
+                           "dtype": (choice("f32", "bf16"), "f32")}, "kind"),
         "mlp": Section({"kind": (choice("relu2", "gelu", "swiglu"), "relu2"),
                         "hidden": (integer(1), ABSENT), "layers": (selection, "all")}, "kind"),
         "softcap": Section({"kind": (choice("none", "tanh", "sigmoid"), ABSENT),
@@ -301,11 +314,15 @@ SCHEMA = Section({
                      "gradients": (choice("auto", "now", "deferred"), "auto"),
                      "identities": (choice("auto", "none"), "auto"),
                      "collapse": (choice("auto", "none"), "auto"),
+                     "scales": (choice("auto", "stream", "weights"), "auto"),
                      "recompute": (choice("auto", "none", "act"), "auto"),
                      "memory": (number, 0.0),
                      "risky": Section({"divide": (boolean, False)}),
                      "lock": (string, ABSENT),
                      "head_chunk": (word_or(("auto",), integer(1)), "auto")}),
+    "log": Section({"val_loss": (number, ABSENT), "steps": (integer(), ABSENT), "step_ms": (number, ABSENT),
+                    "train_ms": (number, ABSENT), "gpus": (integer(), ABSENT), "verdict": (string, ABSENT),
+                    "note": (string, ABSENT)}),
 })
 
 
@@ -426,6 +443,7 @@ def derive(spec, path):
     m.setdefault("kv_heads", m.heads)
     m.setdefault("head_dim", m.width // m.heads)
     m.rotary.setdefault("dims", m.head_dim)
+    m.attention.key_offset.setdefault("first", m.rotary.dims)
     m.mlp.setdefault("hidden", 4 * m.width)
     m.softcap.setdefault("kind", "tanh" if "cap" in m.softcap else "none")
     m.softcap.setdefault("cap", 15.0)
@@ -444,6 +462,7 @@ def check(spec):
         (m.heads % m.kv_heads == 0, "model.kv_heads: does not divide heads"),
         (m.rotary.kind == "none" or (m.rotary.dims % 2 == 0 and m.rotary.dims <= m.head_dim),
          "model.rotary.dims: must be even and at most head_dim"),
+        (m.smear.channels <= m.width, "model.smear.channels: more than width"),
         (t.tokens_per_step % (t.micro_batches * t.seq_len) == 0,
          "train.tokens_per_step: not micro_batches whole batches of seq_len"),
         (all(s < spec.sublayers for s in spec.hc.dead), "hc.dead: no such sublayer"),
@@ -551,9 +570,26 @@ def _resolve_coefficient(spec, coef, dims, path, kind="other"):
     coef["init"] = resolve_init(coef.init, dims, path + ".init", kind) if dims else None
 
 
+def _resolve_parts(m):
+    """The layers of the attention branch's parts: of those selected, the ones that have the
+    branch.  A bound on a key holds only where some layer has the part: the default of 12
+    channels does not ask anything of a narrow model without gates."""
+    for name, part, key, bound in (
+            ("attention.gate", m.attention.gate, "channels", "width"),
+            ("attention.sa_lambda", m.attention.sa_lambda, None, None),
+            ("attention.key_offset", m.attention.key_offset, "first", "head_dim"),
+            ("value_embed", m.value_embed, "channels", "width")):
+        path = "model." + name
+        chosen = resolve_selection(part.layers, m.layers, path + ".layers")
+        part["layers"] = chosen & m.attention.layers
+        if key and part.layers and part[key] > m[bound]:
+            raise SpecError(f"{path}.{key}: more than {bound}")
+
+
 def resolve(spec):
     m, hc, S, L, n = spec.model, spec.hc, spec.sublayers, spec.model.layers, spec.hc.lanes
     m.attention["layers"] = resolve_selection(m.attention.layers, L, "model.attention.layers")
+    _resolve_parts(m)
     m.mlp["layers"] = resolve_selection(m.mlp.layers, L, "model.mlp.layers")
     hc["layers"] = sorted(resolve_selection(hc.layers, L, "hc.layers"))
     if hc.layers and hc.layers[-1] - hc.layers[0] + 1 != len(hc.layers):

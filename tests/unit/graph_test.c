@@ -660,6 +660,8 @@ shifted(const Hand *h, const double *x, int W, int t, int c, const int *p)
 	bool edge = t % HandSeq < p[0] ||
 	            (p[2] && h->in.docstart[from] != h->in.docstart[t]);
 
+	if (c % 12 < p[4])
+		return x[t * W + c];
 	if (!edge)
 		return x[from * W + c];
 	return p[1] == EDGE_KEEP ? x[t * W + c] : 0;
@@ -668,15 +670,15 @@ shifted(const Hand *h, const double *x, int W, int t, int c, const int *p)
 static bool
 one_shift(void *arg, char err[200])
 {
-	const int *p = arg;     /* k, edge, docs, rowval */
+	const int *p = arg;     /* k, edge, docs, rowval, first channel of heads of 12 */
 	Hand h = hand();
 	int x = p[3] ? operand(&h, 3, 0) : h.x, y = p[3] ? operand(&h, 3, 1) : h.y;
 	int W = h.g->v[x].width, r, b, t, c;
 	bool ok = true;
 	Run u;
 
-	r = shift(h.g, OP_SHIFT, x, p[0], p[1], p[2] != 0);
-	b = shift(h.g, OP_UNSHIFT, y, p[0], p[1], p[2] != 0);
+	r = shift(h.g, OP_SHIFT, x, p[0], p[1], p[2] != 0, p[4] ? SHIFT_HEADS(12, p[4]) : 0);
+	b = shift(h.g, OP_UNSHIFT, y, p[0], p[1], p[2] != 0, p[4] ? SHIFT_HEADS(12, p[4]) : 0);
 	u = run(&h);
 	for (t = 0; t < HandT; t++)
 		for (c = 0; c < W; c++)
@@ -692,18 +694,19 @@ shifts(void)
 {
 	static const int by[] = { 1, 3, HandSeq - 1, HandSeq };
 	char name[80];
-	int p[4], i, k;
+	int p[5], i, k;
 
 	for (i = 0; i < 4; i++)
-		for (k = 0; k < 8; k++) {
+		for (k = 0; k < 12; k++) {
 			p[0] = by[i];
 			p[1] = k & 1 ? EDGE_KEEP : EDGE_ZERO;
 			p[2] = k >> 1 & 1;
-			p[3] = k >> 2;
-			if (p[0] >= HandSeq - p[2] && p[1] == EDGE_ZERO)
+			p[3] = k >> 2 == 1;
+			p[4] = k >> 2 == 2 ? 5 : 0;
+			if (p[0] >= HandSeq - p[2] && p[1] == EDGE_ZERO && !p[4])
 				continue;       /* all zeros: nothing to compare */
 			snprintf(name, sizeof name, "shift of a %s by %d, edge %s%s",
-			         p[3] ? "rowval" : "vec", p[0], p[1] ? "keeps" : "zero",
+			         p[3] ? "rowval" : p[4] ? "vec's heads in part" : "vec", p[0], p[1] ? "keeps" : "zero",
 			         p[2] ? ", documents" : "");
 			check_case(name, one_shift, p);
 		}

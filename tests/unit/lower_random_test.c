@@ -111,9 +111,12 @@ coefficient(Grow *f)
 static int
 shift_any(Grow *f, int v)
 {
+	bool heads = f->D > 2 && f->g->v[v].kind == K_VEC && width(f, v) % f->D == 0 && below(2);
+
 	f->nshift++;
 	return shift(f->g, below(2) ? OP_SHIFT : OP_UNSHIFT, v, 1 + below(4),
-	             below(2) ? EDGE_KEEP : EDGE_ZERO, below(2));
+	             below(2) ? EDGE_KEEP : EDGE_ZERO, below(2),
+	             heads ? SHIFT_HEADS(f->D, 2 * (1 + below(f->D / 2 - 1))) : 0);
 }
 
 static void

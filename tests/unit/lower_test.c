@@ -118,9 +118,9 @@ bench_arrays(Bench *k)
 	k->sin = array_new((size_t)n * 4);
 	for (i = 0; i < n; i++) {
 		theta = (double)(i / (m->rot / 2)) *
-		        pow(m->spec->rotary_base, -(double)(i % (m->rot / 2)) / (m->rot / 2));
-		element_set(k->cos, F32, i, cos(theta));
-		element_set(k->sin, F32, i, sin(theta));
+		        pow(m->spec->rotary_base, -(double)(i % (m->rot / 2)) / rotary_steps(m, m->rot / 2));
+		element_set(k->cos, F32, i, m->spec->rotary_bf16 ? round_bf16((float)cos(theta)) : cos(theta));
+		element_set(k->sin, F32, i, m->spec->rotary_bf16 ? round_bf16((float)sin(theta)) : sin(theta));
 	}
 	k->want = NEWN(mem, double *, k->p->nbuf);
 	k->scale = NEWN(mem, double *, k->p->nbuf);
@@ -544,11 +544,11 @@ static int
 shifts(Hand *h, int edge, bool docs)
 {
 	Graph *g = h->g;
-	int a = shift(g, OP_SHIFT, h->x, 1, edge, docs), b, c, r;
+	int a = shift(g, OP_SHIFT, h->x, 1, edge, docs, 0), b, c, r;
 
-	b = shift(g, OP_UNSHIFT, norm(g, h->y, 1), 3, edge, docs);
-	c = shift(g, OP_SHIFT, mul(g, a, h->z), 2, edge, docs);         /* of a shift */
-	r = shift(g, OP_SHIFT, mul(g, num(g, 1. / h->C), dot(g, h->x, h->y, 1)), 1, edge, docs);
+	b = shift(g, OP_UNSHIFT, norm(g, h->y, 1), 3, edge, docs, 0);
+	c = shift(g, OP_SHIFT, mul(g, a, h->z), 2, edge, docs, 0);         /* of a shift */
+	r = shift(g, OP_SHIFT, mul(g, num(g, 1. / h->C), dot(g, h->x, h->y, 1)), 1, edge, docs, 0);
 	return add(g, mul(g, a, b), mul(g, r, c));
 }
 
@@ -563,8 +563,8 @@ shift_heads(Hand *h)
 	Graph *g = h->g;
 	int d = mul(g, num(g, 0.1), dot(g, h->x, h->y, h->C / 8));
 
-	return mul(g, add(g, shift(g, OP_SHIFT, d, 1, EDGE_KEEP, true),
-	           shift(g, OP_UNSHIFT, d, 3, EDGE_KEEP, false)), h->z);
+	return mul(g, add(g, shift(g, OP_SHIFT, d, 1, EDGE_KEEP, true, 0),
+	           shift(g, OP_UNSHIFT, d, 3, EDGE_KEEP, false, 0)), h->z);
 }
 
 static int
@@ -655,7 +655,7 @@ far_heads(Hand *h)
 	Graph *g = h->g;
 	int d = mul(g, num(g, 0.1), dot(g, h->x, h->y, h->C / 8));
 
-	return shift(g, OP_SHIFT, d, 1, EDGE_KEEP, false);
+	return shift(g, OP_SHIFT, d, 1, EDGE_KEEP, false, 0);
 }
 
 static int
@@ -664,7 +664,7 @@ heads_alone(Hand *h)
 	Graph *g = h->g;
 	int d = mul(g, num(g, 2), point(g, OP_TANH, far_heads(h), -1));
 
-	return mul(g, shift(g, OP_SHIFT, d, 2, EDGE_ZERO, false), h->z);
+	return mul(g, shift(g, OP_SHIFT, d, 2, EDGE_ZERO, false, 0), h->z);
 }
 
 static int
@@ -673,7 +673,7 @@ sum_of_heads_alone(Hand *h)
 	Graph *g = h->g;
 	int d = sumg(g, point(g, OP_TANH, far_heads(h), -1));
 
-	return mul(g, shift(g, OP_SHIFT, d, 2, EDGE_ZERO, false), h->z);
+	return mul(g, shift(g, OP_SHIFT, d, 2, EDGE_ZERO, false, 0), h->z);
 }
 
 static int
@@ -755,7 +755,7 @@ twenty_shifts(Hand *h)
 	int i, r = h->x;
 
 	for (i = 0; i < 20; i++)
-		r = shift(h->g, OP_SHIFT, mul(h->g, r, h->y), 1, EDGE_KEEP, false);
+		r = shift(h->g, OP_SHIFT, mul(h->g, r, h->y), 1, EDGE_KEEP, false, 0);
 	return r;
 }
 

@@ -192,6 +192,7 @@ static const struct { const char *what, *text; int n; } scales[] = {
 	{ "lambda before the read", LANE(3, BEFORE), 2 },
 	/* lambda multiplies both products of a layer together, but attention's is also read alone */
 	{ "lambda and sources", LANE(3, BEFORE ", " SOURCES), 2 },
+	{ "a detached source", LANE(3, BEFORE ", sources: {x0: {kind: x0, detach: true, init: 0.5}}"), 2 },
 	{ "post", LANE(2, "post: {learned: true, init: 0.9}"), 4 },
 	{ "post and lambda, rounded", LANE(3, "post: {learned: true, init: 0.9}, coef_dtype: bf16, " BEFORE), 6 },
 	{ "lambda at the write", LANE(2, "resid_lambda: {granularity: sublayer, init: 1.05}"), 0 },

@@ -857,6 +857,76 @@ loss_sum(void *a, char err[200])
 	return fabs(get(result, 0) - sum) <= 0x1p-52 * (double)(x->n + 1) * mag;
 }
 
+/* numbers per row from its first channels, and what rows and weights get */
+typedef struct { const char *name; Dt dt; long H, N, C, T, parts; } GateCase;
+
+static bool
+gate(void *a, char err[200])
+{
+	const GateCase *q = a;
+	long H = q->H, N = q->N, C = q->C, T = q->T, N8 = (N + 7) / 8 * 8, t, h, c, i;
+	Arr x = randoms(q->dt, T * C, 1), w = randoms(F32, H * N, 1), g = randoms(F32, T * H, 1);
+	Arr y = array(F32, T * H), dx = array(q->dt, T * N8), part = array(F32, q->parts * H * N);
+	double *want = NEWN(mem, double, T * (H + N8)), *bound = NEWN(mem, double, T * (H + N8));
+	double *dw = NEWN(mem, double, H * N), *mag = NEWN(mem, double, H * N), sum, u;
+
+	for (t = 0; t < T; t++)
+		for (h = 0; h < H; h++)
+			for (c = 0; c < N; c++) {
+				u = get(x, t * C + c) * get(w, h * N + c);
+				want[t * H + h] += u;
+				bound[t * H + h] += fabs(u) * 0x1p-20;
+				u = get(g, t * H + h) * get(w, h * N + c);
+				want[T * H + t * N8 + c] += u;
+				bound[T * H + t * N8 + c] += fabs(u) * 0x1p-20;
+				u = get(g, t * H + h) * get(x, t * C + c);
+				dw[h * N + c] += u;
+				mag[h * N + c] += fabs(u);
+			}
+	writes(y);
+	reads(x);
+	reads(w);
+	integer(T);
+	if (!run(q->name, launch_of("gate", T, 1).items, 0) || !within(y, want, bound, err))
+		return *fault ? snprintf(err, 200, "%.199s", fault), false : false;
+	writes(dx);
+	writes(part);
+	reads(g);
+	reads(x);
+	reads(w);
+	integer(T);
+	if (!run(arena_printf(mem, "%s_bwd", q->name), launch_of("gate_bwd", q->parts, 1).items, 0))
+		return snprintf(err, 200, "%.199s", fault), false;
+	for (i = 0; i < H * N; i++) {
+		for (sum = 0, t = 0; t < q->parts; t++)
+			sum += get(part, t * H * N + i);
+		snprintf(err, 200, "weight %ld: %.9g, want %.9g", i, sum, dw[i]);
+		if (!(fabs(sum - dw[i]) <= mag[i] * 0x1p-20))
+			return false;
+	}
+	return within(dx, want + T * H, bound + T * H, err);
+}
+
+static const GateCase gates[] = {
+	{ "gate_one", F32, 1, 5, 16, 300, 3 }, { "gate_six", BF16, 6, 12, 64, 1000, 9 },
+	{ "gate_many", BF16, 70, 20, 32, 130, 4 },
+};
+
+static void
+gate_kernels(void)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof gates / sizeof *gates; i++) {
+		const GateCase *q = &gates[i];
+		const char *dt = q->dt == BF16 ? "bf16" : "f32";
+		const char *holes = arena_printf(mem, "DT=%s DTG=%s H=%ld N=%ld C=%ld", dt, dt, q->H, q->N, q->C);
+
+		kernel(q->name, "gate", arena_printf(mem, "DT=%s H=%ld N=%ld C=%ld", dt, q->H, q->N, q->C), 1);
+		kernel(arena_printf(mem, "%s_bwd", q->name), "gate_bwd", holes, 1);
+	}
+}
+
 /* a matrix times a learned scalar */
 static bool
 scaled(void *a, char err[200])
@@ -922,6 +992,8 @@ sums(void)
 	static const Sums columns[] = { { 1, 4 }, { 33, 1056 }, { 100, 24 }, { 64, 64 }, { 31, 36 } };
 	size_t i;
 
+	for (i = 0; i < sizeof gates / sizeof *gates; i++)
+		check_case(arena_printf(mem, "gate %s", gates[i].name), gate, (void *)&gates[i]);
 	for (i = 0; i < sizeof adam / sizeof *adam; i++)
 		check_case(arena_printf(mem, "adamw n %ld step %ld%s", adam[i].n, adam[i].step,
 		           adam[i].weights ? ", bf16 copy" : ""), adamw, (void *)&adam[i]);
@@ -973,6 +1045,7 @@ kernels(void)
 	kernel("clip", "clip", "", 1);
 	kernel("finish", "finish", "", 1);
 	kernel("loss_sum", "loss_sum", "", 1);
+	gate_kernels();
 	kernel("scaled", "scaled", "DT=bf16 S=s0[0]", 1);
 	kernel("scaled_bwd", "scaled_bwd", "S=s0[0]*s1[0]", 1);
 }

@@ -33,7 +33,7 @@ typedef struct { const char *name; Kernel *gather, *scatter; int dt; long C; } R
 #undef ATTN
 #undef CE
 #undef ROWS
-Kernel adamw_w0, adamw_w1, sqsum, clip, finish, loss_sum, scaled_f32, scaled_bf16, scaled_bwd;
+Kernel adamw_w0, adamw_w1, sqsum, clip, finish, loss_sum, scaled_f32, scaled_bf16, scaled_bwd, gate_one, gate_bwd_one, gate_six, gate_bwd_six;
 
 #define ATTN(n, q, o, g, ...) { #n, attn_fwd_##n, attn_bwd_##n, DT_##q, DT_##o, DT_##g, __VA_ARGS__ },
 #define CE(n, ...)
@@ -806,6 +806,47 @@ test_scaled(long n)
 	free(w.p), free(g.p), free(d.p), free(s0.p), free(s1.p), free(ref);
 }
 
+/* numbers per row from its first channels, and what rows and weights get */
+static void
+test_gate(Kernel *fwd, Kernel *bwd, int dt, long H, long N, long C, long T)
+{
+	const long N8 = (N + 7) / 8 * 8;
+	Buf x = randbuf(dt, T * C, 1), w = randbuf(DT_f32, H * N, 1), g = randbuf(DT_f32, T * H, 1), y[2], dx[2], part[2];
+	double *ry = alloc(T * H, sizeof *ry), *rx = alloc(T * N8, sizeof *rx), *rw = alloc(H * N, sizeof *rw);
+	char name[60];
+	int good = 1;
+
+	snprintf(name, sizeof name, "gate H %ld N %ld T %ld", H, N, T);
+	for (long t = 0; t < T; t++)
+		for (long h = 0; h < H; h++)
+			for (long c = 0; c < N; c++) {
+				ry[t * H + h] += get(x, t * C + c) * get(w, h * N + c);
+				rx[t * N8 + c] += get(g, t * H + h) * get(w, h * N + c);
+				rw[h * N + c] += get(g, t * H + h) * get(x, t * C + c);
+			}
+	for (int s = 0; s < 2; s++) {
+		y[s] = nanbuf(DT_f32, T * H), dx[s] = nanbuf(dt, T * N8), part[s] = nanbuf(DT_f32, 64 * H * N);
+		launch(fwd, (HcArg[]){ { y[s].p }, { x.p }, { w.p }, { .i = T } }, 64, s);
+		launch(bwd, (HcArg[]){ { dx[s].p }, { part[s].p }, { g.p }, { x.p }, { w.p }, { .i = T } }, 64, s);
+	}
+	good &= close_to(name, "y", y[0], y[1], ry);
+	good &= close_to(name, "dx", dx[0], dx[1], rx);
+	for (long i = 0; i < H * N; i++) {
+		double sum = 0, mag = 0;
+
+		for (long b = 0; b < 64; b++) {
+			sum += get(part[0], b * H * N + i);
+			mag += fabs(get(part[0], b * H * N + i));
+		}
+		if (!(fabs(sum - rw[i]) <= 0x1p-20 * (mag + 1)))
+			good = 0, report(0, name, "dw", sum - rw[i], 0x1p-20 * (mag + 1));
+	}
+	ok(good, name);
+	for (int s = 0; s < 2; s++)
+		free(y[s].p), free(dx[s].p), free(part[s].p);
+	free(x.p), free(w.p), free(g.p), free(ry), free(rx), free(rw);
+}
+
 /* ---- speeds, one thread: the best of several runs ---- */
 
 static double
@@ -889,5 +930,8 @@ main(int argc, char **argv)
 	test_scaled(1);
 	test_scaled(1003);
 	test_scaled(4096);
+	test_gate(gate_one, gate_bwd_one, DT_f32, 1, 5, 16, 7);
+	test_gate(gate_one, gate_bwd_one, DT_f32, 1, 5, 16, 1003);
+	test_gate(gate_six, gate_bwd_six, DT_bf16, 6, 12, 64, 200);
 	return failed;
 }

@@ -102,6 +102,10 @@ put sqsum sqsum
 put clip clip
 put finish finish
 put loss_sum loss_sum
+put gate gate_one DT=f32 H=1 N=5 C=16
+put gate_bwd gate_bwd_one DT=f32 DTG=f32 H=1 N=5 C=16
+put gate gate_six DT=bf16 H=6 N=12 C=64
+put gate_bwd gate_bwd_six DT=bf16 DTG=bf16 H=6 N=12 C=64
 put scaled scaled_f32 DT=f32 S='s0[0]'
 put scaled scaled_bf16 DT=bf16 S='F32(BF16(s0[0])) * s1[0]'
 put scaled_bwd scaled_bwd S='s0[0] * s1[0]'
@@ -115,7 +119,7 @@ $CC ${SAN:+-fsanitize=$SAN} ./*.o -lm -o templates_test
 
 # the loops over elements vectorise (gcc says so; the attention kernels are written in vectors)
 if [ -z "${SAN:-}${1:-}" ] && $CC --version | grep -q 'Free Software'; then
-	for k in $(grep -v -e attn -e clip -e loss_sum -e gather_f32 -e softcap_.*cap0 kernels); do
+	for k in $(grep -v -e attn -e clip -e loss_sum -e gather_f32 -e gate -e softcap_.*cap0 kernels); do
 		if $CC $flags -fopt-info-vec -c "$k.c" -o /dev/null 2>&1 | grep -q 'loop vectorized using'; then
 			echo "ok vectorised $k"
 		else

@@ -239,6 +239,20 @@ static const struct { const char *name, *yaml; } spec_text[] = {
 	  "hc: {lanes: 3, layers: [1], leave: keep, output: {lane: 1}, lane_init: first, "
 	  "post: {learned: true}, pre: {init: [0.5, 0.3, 0.2]}, resid_lambda: {granularity: lane, site: before_read}}\n"
 	  TRAIN(24, 12) },
+	{ "gates-and-value-embeddings",
+	  "model: {layers: 3, width: 32, heads: 2, vocab: 19, vocab_multiple: 8, smear: 5, "
+	  "rotary: {kind: adjacent, dims: 8, base: 64, frequencies: endpoint, dtype: bf16}, "
+	  "attention: {window: [3, 5], gate: {layers: {except: [1]}, channels: 6}, "
+	  "sa_lambda: {layers: [0, 2], init: [0.5, 1.5]}, key_offset: [1, 2]}, "
+	  "value_embed: {layers: [0, 2], channels: 12, std: 1}, init: {out: normal}}\n"
+	  "hc: {resid_lambda: {granularity: layer, site: before_read, init: 1.1}, sources: {x0: {kind: x0, init: 0.1}}}\n"
+	  TRAIN(24, 12) },
+	{ "gates-with-lanes",
+	  "model: {layers: 2, width: 32, heads: 4, kv_heads: 2, vocab: 19, vocab_multiple: 8, norm_weight: true, smear: 12, "
+	  "rotary: {kind: half}, attention: {qk_norm: false, gate: all, key_offset: {layers: [1], first: 0}, sa_lambda: all}, "
+	  "value_embed: {layers: all, channels: 3, std: 1}, init: {out: normal}}\n"
+	  "hc: {lanes: 2, post: {learned: true}, res: {learned: true}}\n"
+	  TRAIN(24, 12) },
 	{ "documents",
 	  MODEL(2, "attention: {window: 3}, softcap: {kind: sigmoid, cap: 9, shift: 1, temperature: 3}, "
 	        "rotary: {base: 100}")

@@ -101,6 +101,21 @@ def wrong_spec(tmp):
 
 
 @case
+def what_no_model_has(tmp):
+    """Keys that are well formed and do not fit each other: the numbers are in the message."""
+    for says, words in [
+            ("33 channels of 32", sets(model__attention__gate="{layers: [1], channels: 33}")),
+            ("40 channels of 32", sets(model__smear=40)),
+            ("33 channels of 32", sets(model__value_embed="{layers: all, channels: 33}")),
+            ("first channel 8 is not an even one below head_dim 8", sets(model__attention__key_offset="all")),
+            ("first channel 5 is not an even one", sets(model__attention__key_offset="{layers: [0], first: 5}")),
+            ("layer 7 does not exist", sets(model__value_embed="[0, 7]"))]:
+        spec = sets(model__width=32, model__heads=4, model__head_dim=8)
+        refused(tmp, 1, says, "check", SMALL, *spec, *words)
+        refused(tmp, 1, says, "train", SMALL, *spec, *words, "-o", tmp / "out")
+
+
+@case
 def wrong_set(tmp):
     for value, says in (("model.layerz=3", "layers"), ("model.layers", "path=value"), ("model.layers=x", "integer"),
                         ("=3", "--set"), ("model.layers=[3", "--set"), ("hc.lanes=9", "8"), ("", "--set")):

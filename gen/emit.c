@@ -148,11 +148,13 @@ static void
 load_text(const Kern *k, const Exp *e, Buf *b)
 {
 	const Par *p = &k->par[e->par];
-	char row[64];
+	char row[96];
 	const char *t = e->kind == X_SHIFT ? e->name : p->kind == P_TABLE ? "t%seq" : "t";
 
 	if (p->kind == P_TABLE)
-		snprintf(row, sizeof row, "(t %% %d)*%ld", k->plan->model->seq, p->width);
+		snprintf(row, sizeof row, "(t %% %d)*%ld%s", k->plan->model->seq, p->width, e->num > 0 ?
+		         arena_printf(k->mem, " + head %% 2 * %d", (int)e->num) : e->num < 0 ?
+		         arena_printf(k->mem, " + (head + 1) %% 2 * %d", (int)-e->num) : "");
 	else if (p->width == 1)
 		snprintf(row, sizeof row, "%s", t);
 	else

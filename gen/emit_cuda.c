@@ -234,6 +234,8 @@ address_text(const Kern *k, const VecLoad *v, Buf *b)
 	case V_ROWVAL:
 		break;
 	}
+	if (v->half)
+		buf_printf(b, v->odd ? " + (head + 1) %% 2 * %d" : " + head %% 2 * %d", v->half);
 	plus(b, v->off);
 }
 

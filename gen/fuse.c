@@ -88,7 +88,7 @@ mark_anchors(Fuse *f)
 			if (!is_demand(g, v, j))
 				continue;
 			a = v->arg[j];
-			if ((v->op == OP_ATTN || v->op == OP_ATTN_BWD) && is_view(g, a))
+			if ((v->op == OP_ATTN || v->op == OP_ATTN_BWD) && !v->attr[1] && is_view(g, a))
 				f->view[a] = true;
 			else if (is_row(&g->v[a]))
 				f->anchor[a] = f->stored[a] = true;

@@ -259,6 +259,9 @@ place_inputs(Bundle *b, long T)
 
 	for (i = INPUT_TOKENS; i <= INPUT_DOCSTART; i++)
 		b->input[i] = region(total, n);
+	b->has_input[INPUT_PAIR_DOCSTART] = m->paired;
+	if (m->paired)
+		b->input[INPUT_PAIR_DOCSTART] = region(total, 2 * n);
 	b->input[INPUT_ORDER] = region(total, n + (size_t)(m->Vp + 1) * 4);
 	for (j = 0; j < m->spec->nsource; j++) {
 		if (m->spec->source[j].none || m->table[j] < 0)
@@ -274,7 +277,7 @@ static void
 size_arenas(Bundle *b, long T)
 {
 	const Model *m = b->model;
-	size_t tab = (size_t)m->seq * (size_t)(m->rot / 2) * 4;
+	size_t tab = (size_t)m->seq * (m->paired ? 2 : 1) * (size_t)(m->rot / 2) * 4;
 	int i;
 
 	b->nbytes[A_PARAMS] = b->nbytes[A_GRADS] = m->params_nbytes;
@@ -322,9 +325,8 @@ explain_plan(Arena *a, const Model *m, Buf *o)
 {
 	Version v = best_version(a, m, GRAPH_TRAIN, m->T, TO_CUDA), w;
 	Graph *g = graph_build(a, m, GRAPH_TRAIN, m->T);
-	bool scaled = has_op(v.simple, OP_SCALED);
 
-	w = scaled ? version(a, g) : scaled_version(a, g);
+	w = v.simple->scaled ? version(a, g) : scaled_version(a, g);
 	plan_why(a, v.simple, w.simple, &m->spec->plan, o);
 }
 

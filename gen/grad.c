@@ -199,6 +199,7 @@ back_heavy(Back *b, int i, int d)
 		g->v[t].arg[4] = lse;
 		g->v[t].arg[5] = d;
 		g->v[t].attr[0] = v.attr[0];
+		g->v[t].attr[1] = v.attr[1];
 		g->v[t].num = v.num;
 		give(b, v.arg[0], val_named(g, out(g, t, 0), "dq"));
 		give(b, v.arg[1], val_named(g, out(g, t, 1), "dk"));

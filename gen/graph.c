@@ -70,7 +70,7 @@ typedef struct {
 	const Spec *s;
 	int X[MaxLanes], n;
 	int x0, src[MaxSources];
-	int cosv, sinv;
+	int cosv[2], sinv[2];   /* rotary tables, and those of paired heads */
 	int value[MaxSkips], out_value[MaxSkips];       /* what skips and backouts carry */
 } Build;
 
@@ -79,7 +79,7 @@ static const char *const lane_name[MaxLanes] = {
 };
 
 static int
-head_norm_rotate(Build *b, int x, const char *name)
+head_norm_rotate(Build *b, int x, bool paired, const char *name)
 {
 	Graph *g = b->g;
 	int groups = g->v[x].width / b->m->D;
@@ -87,7 +87,7 @@ head_norm_rotate(Build *b, int x, const char *name)
 	if (b->s->qk_norm)
 		x = mul(g, inv_rms(g, x, groups, name), x);
 	if (b->s->rotary != ROT_NONE)
-		x = rotate(g, x, b->cosv, b->sinv, b->m->D,
+		x = rotate(g, x, b->cosv[paired], b->sinv[paired], b->m->D,
 		           b->s->rotary == ROT_ADJACENT, 1);
 	return x;
 }
@@ -134,8 +134,8 @@ attention(Build *b, int a, const Sub *u)
 
 	g->glue = GLUE_BRANCH;
 	qkv = gemm(g, a, u->qkv, u->sa < 0 ? -1 : coef(g, u->sa, 0), "qkv");
-	q = head_norm_rotate(b, slice(g, qkv, 0, HD), "rstd_q");
-	k = head_norm_rotate(b, slice(g, qkv, HD, KD), "rstd_k");
+	q = head_norm_rotate(b, slice(g, qkv, 0, HD), u->paired, "rstd_q");
+	k = head_norm_rotate(b, slice(g, qkv, HD, KD), u->paired, "rstd_k");
 	v = slice(g, qkv, HD + KD, KD);
 	if (u->offset >= 0) {
 		val_named(g, k, "k_own");
@@ -150,6 +150,7 @@ attention(Build *b, int a, const Sub *u)
 	at = heavy(g, OP_ATTN, K_TUPLE, HD, q, k);
 	g->v[at].arg[2] = v;
 	g->v[at].attr[0] = u->window;
+	g->v[at].attr[1] = u->paired;
 	g->v[at].num = m->attn_scale;
 	o = val_named(g, out(g, at, 0), "o");
 	if (u->gate >= 0)
@@ -495,8 +496,10 @@ graph_build(Arena *a, const Model *m, int mode, long T)
 	int s;
 
 	if (m->spec->rotary != ROT_NONE) {
-		b.cosv = table(g, 0, m->rot / 2);
-		b.sinv = table(g, 1, m->rot / 2);
+		b.cosv[0] = table(g, 0, m->rot / 2, false);
+		b.sinv[0] = table(g, 1, m->rot / 2, false);
+		b.cosv[1] = table(g, 0, m->rot, true);
+		b.sinv[1] = table(g, 1, m->rot, true);
 	}
 	embedding(&b);
 	sources(&b);

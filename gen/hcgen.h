@@ -57,6 +57,7 @@ typedef struct {
 	int window;             /* keys before the token; 0: no limit */
 	int qkv, out, up, down, norm;   /* parameters; -1: none */
 	int gate, sa, value_embed, value_gate;
+	bool paired;
 	int offset;             /* first channel of a head whose key is the token before's; -1: none */
 } Sub;
 
@@ -70,6 +71,7 @@ typedef struct {
 	Sub *sub;               /* [S] */
 	int embed, head, final_norm;
 	int smear_weight, smear_lambda; /* -1: none */
+	bool paired;            /* some layer has paired heads */
 	int n0;                 /* lanes at layer 0 */
 	int nout;               /* lanes at the end */
 	Ref output[MaxLanes];
@@ -106,6 +108,8 @@ extern const OpInfo op_info[NOp];
 typedef enum { K_NUM, K_SCALAR, K_ROWVAL, K_VEC, K_PVEC, K_MAT, K_TUPLE } Kind;
 
 enum { IDX_TOKENS, IDX_HASH };          /* gather, scatter: attr[0]; attr[1] rows */
+/* table: attr[1]: a row has two positions, 2t and 2t + 1, for even and odd heads; attn:
+ * attr[1]: half the heads over twice the rows (docs/spec.md, paired heads) */
 enum { EDGE_ZERO, EDGE_KEEP };          /* shift: attr[1] */
 /* shift: attr[3]: of each head of D channels only those from `first` on; 0: all */
 #define SHIFT_HEADS(D, first) ((D) << 16 | (first))
@@ -120,7 +124,7 @@ typedef struct {
 	Kind kind;
 	int width;              /* vec, pvec: channels; rowval: groups; else 1 */
 	int arg[6];
-	/* COEF: param, index  PVEC: param, row  MAT: param  TABLE: 0 cos 1 sin
+	/* COEF: param, index  PVEC: param, row  MAT: param  TABLE: 0 cos 1 sin, of pairs (below)
 	 * DOT, SUMC: groups  SLICE, PAD: lo  ROTATE: head size, R, adjacent, sign
 	 * SHIFT, UNSHIFT: k, edge, within documents, heads (below)  OUT: which
 	 * GATE, GATE_BWD: channels n
@@ -164,6 +168,7 @@ typedef struct {
 	int *hash, nhash;       /* hash-consing, in simplify */
 	bool folding;
 	bool factors_stay;      /* learned ones, in dot products */
+	bool scaled;            /* factors of products are in their matrices (scales.c) */
 } Graph;
 
 Graph *graph_new(Arena *a, const Model *m, int mode, long T);
@@ -193,7 +198,7 @@ int bcast(Graph *g, int x, Kind kind, int width);
 int slice(Graph *g, int x, int lo, int width);
 int pad(Graph *g, int x, int lo, int width);
 int rotate(Graph *g, int x, int cosv, int sinv, int D, bool adjacent, int sign);
-int table(Graph *g, int which, int width);
+int table(Graph *g, int which, int width, bool paired);
 int heavy(Graph *g, Op op, Kind kind, int width, int x, int y);
 int as_kind(Graph *g, int x, Kind kind, int width);
 int val_named(Graph *g, int v, const char *name);       /* sets the name if it has none */
@@ -223,7 +228,6 @@ Graph *compact(Arena *a, const Graph *g);
  * requires: forward graph, of simplify_uses.  provides: the same function, or NULL
  * where there is nothing to move */
 Graph *scales_into_weights(Arena *a, const Graph *g);
-bool has_op(const Graph *g, Op op);
 /* the parameter that a product's matrix is, or is a multiple of */
 int mat_param(const Graph *g, int v);
 
@@ -263,7 +267,7 @@ enum { A_PARAMS, A_WEIGHTS, A_GRADS, A_MOMENT1, A_MOMENT2, A_ACTS, A_TABLES,
 extern const char *const arena_name[NArenas];
 
 /* regions that are not in acts, by name; emit.c gives their offsets */
-enum { INPUT_TOKENS, INPUT_TARGETS, INPUT_DOCSTART, INPUT_ORDER, INPUT_HASH,
+enum { INPUT_TOKENS, INPUT_TARGETS, INPUT_DOCSTART, INPUT_PAIR_DOCSTART, INPUT_ORDER, INPUT_HASH,
        INPUT_HASH_ORDER = INPUT_HASH + MaxSources, NInputs = INPUT_HASH_ORDER + MaxSources };
 
 /* an operand of a step: a place and how it is read */

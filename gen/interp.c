@@ -138,8 +138,9 @@ eval_rotate(Interp *I, const Val *v, double *r)
 {
 	const double *x = I->x[v->arg[0]];
 	const double *cs = I->x[v->arg[1]], *sn = I->x[v->arg[2]];
-	int D = v->attr[0], R = v->attr[1], d, j, i0, i1;
-	long h, heads = I->in->T * v->width / D, t;
+	int D = v->attr[0], R = v->attr[1], d, j, i0, i1, W = I->g->v[v->arg[1]].width;
+	bool paired = I->g->v[v->arg[1]].attr[1] != 0;
+	long at, h, heads = I->in->T * v->width / D, t;
 	double c, s;
 
 	for (h = 0; h < heads; h++, x += D, r += D) {
@@ -149,8 +150,9 @@ eval_rotate(Interp *I, const Val *v, double *r)
 		for (j = 0; j < R / 2; j++) {
 			i0 = v->attr[2] ? 2 * j : j;
 			i1 = v->attr[2] ? 2 * j + 1 : j + R / 2;
-			c = cs[t * (R / 2) + j];
-			s = v->attr[3] * sn[t * (R / 2) + j];
+			at = t * W + (paired ? h % 2 * (R / 2) : 0) + j;
+			c = cs[at];
+			s = v->attr[3] * sn[at];
 			r[i0] = c * x[i0] + s * x[i1];
 			r[i1] = c * x[i1] - s * x[i0];
 		}
@@ -192,11 +194,11 @@ rotary_steps(const Model *m, int columns)
 	return n > 0 ? n : 1;
 }
 
-/* entry of row t and column j of a rotary table of n columns */
+/* entry of a position and column j of a rotary table of n columns */
 static double
-rotary_entry(const Model *m, long t, int j, int n, bool sine)
+rotary_entry(const Model *m, long position, int j, int n, bool sine)
 {
-	double theta = (double)(t % m->seq) * pow(m->spec->rotary_base, -(double)j / rotary_steps(m, n));
+	double theta = (double)position * pow(m->spec->rotary_base, -(double)j / rotary_steps(m, n));
 	float x = (float)(sine ? sin(theta) : cos(theta));
 
 	return m->spec->rotary_bf16 ? round_bf16(x) : x;
@@ -223,7 +225,9 @@ eval_leaf(Interp *I, const Val *v, double *r)
 	case OP_TABLE:
 		for (t = 0; t < I->in->T; t++)
 			for (j = 0; j < n; j++)
-				r[t * n + j] = rotary_entry(m, t, j, n, v->attr[0] != 0);
+				r[t * n + j] = v->attr[1] ?
+				        rotary_entry(m, 2 * (t % m->seq) + 2 * j / n, j % (n / 2), n / 2, v->attr[0] != 0) :
+				        rotary_entry(m, t % m->seq, j, n, v->attr[0] != 0);
 		break;
 	}
 }

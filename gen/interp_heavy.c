@@ -95,10 +95,23 @@ interp_scaled_bwd(const double *dw, const double *w, size_t n, double s, double 
 	}
 }
 
+/* rows and heads of an attention op: paired heads are half as many, over twice the
+ * rows of the same memory */
+typedef struct { long T; int H, K; } Shape;
+
+static Shape
+shape_of(const Interp *I, const Val *v)
+{
+	const Model *m = I->g->model;
+	int two = v->attr[1] ? 2 : 1;
+
+	return (Shape){ I->in->T * two, m->H / two, m->K / two };
+}
+
 static long
 first_key(const Interp *I, const Val *v, long t)
 {
-	long first = I->in->docstart[t];
+	long first = v->attr[1] ? 2 * I->in->docstart[t / 2] : I->in->docstart[t];
 
 	if (v->attr[0] && t - v->attr[0] > first)
 		first = t - v->attr[0];
@@ -110,14 +123,15 @@ static double
 softmax_row(const Interp *I, const Val *v, long t, int h, double *p, long first)
 {
 	const Model *m = I->g->model;
-	const double *q = I->x[v->arg[0]] + (t * m->H + h) * m->D;
+	const Shape n = shape_of(I, v);
+	const double *q = I->x[v->arg[0]] + (t * n.H + h) * m->D;
 	const double *k;
 	double max = -INFINITY, sum = 0, s;
 	long j;
 	int d;
 
 	for (j = first; j <= t; j++) {
-		k = I->x[v->arg[1]] + (j * m->K + h / (m->H / m->K)) * m->D;
+		k = I->x[v->arg[1]] + (j * n.K + h / (n.H / n.K)) * m->D;
 		for (s = 0, d = 0; d < m->D; d++)
 			s += q[d] * k[d];
 		p[j - first] = s * v->num;
@@ -134,18 +148,19 @@ void
 interp_attn(Interp *I, const Val *v, double *o, double *lse)
 {
 	const Model *m = I->g->model;
-	double *p = interp_array((size_t)I->in->T);
+	const Shape n = shape_of(I, v);
+	double *p = interp_array((size_t)n.T);
 	const double *vv;
 	long t, j, first;
 	int h, d;
 
-	for (t = 0; t < I->in->T; t++)
-		for (h = 0; h < m->H; h++, o += m->D) {
+	for (t = 0; t < n.T; t++)
+		for (h = 0; h < n.H; h++, o += m->D) {
 			first = first_key(I, v, t);
 			*lse++ = softmax_row(I, v, t, h, p, first);
 			for (j = first; j <= t; j++) {
 				vv = I->x[v->arg[2]] +
-				     (j * m->K + h / (m->H / m->K)) * m->D;
+				     (j * n.K + h / (n.H / n.K)) * m->D;
 				for (d = 0; d < m->D; d++)
 					o[d] += p[j - first] * vv[d];
 			}
@@ -191,23 +206,23 @@ void
 interp_attn_grads(Interp *I, const Val *v, const double *delta, const double *delta_mag,
                   double *g[3], double *mag[3])
 {
-	const Model *m = I->g->model;
-	double *p = interp_array((size_t)I->in->T), w;
+	const Shape n = shape_of(I, v);
+	double *p = interp_array((size_t)n.T), w;
 	const double *dob, *q, *k;
 	long t, j, first, kv, i, th;
-	int h, d, D = m->D;
+	int h, d, D = I->g->model->D;
 	Score s;
 
-	for (t = 0; t < I->in->T; t++)
-		for (h = 0; h < m->H; h++) {
-			th = t * m->H + h;
+	for (t = 0; t < n.T; t++)
+		for (h = 0; h < n.H; h++) {
+			th = t * n.H + h;
 			i = th * D;
 			q = I->x[v->arg[0]] + i;
 			dob = I->x[v->arg[5]] + i;
 			first = first_key(I, v, t);
 			softmax_row(I, v, t, h, p, first);
 			for (j = first; j <= t; j++) {
-				kv = (j * m->K + h / (m->H / m->K)) * D;
+				kv = (j * n.K + h / (n.H / n.K)) * D;
 				k = I->x[v->arg[1]] + kv;
 				w = p[j - first];
 				s = score_gradient(v, w, dob, I->x[v->arg[2]] + kv, delta[th],

@@ -173,11 +173,12 @@ mat(Graph *g, int param)
 }
 
 int
-table(Graph *g, int which, int width)
+table(Graph *g, int which, int width, bool paired)
 {
 	Val v = val_init(OP_TABLE, K_VEC, width, -1, -1);
 
 	v.attr[0] = which;
+	v.attr[1] = paired;
 	return val_new(g, v);
 }
 
@@ -531,14 +532,15 @@ int
 rotate(Graph *g, int x, int cosv, int sinv, int D, bool adjacent, int sign)
 {
 	Val v = val_init(OP_ROTATE, K_VEC, g->v[x].width, x, cosv);
+	int R = g->v[cosv].width * (g->v[cosv].attr[1] ? 1 : 2);
 
 	if (g->folding && is_num(g, x, 0))
 		return x;
-	if (g->v[x].kind != K_VEC || g->v[x].width % D || 2 * g->v[cosv].width > D)
+	if (g->v[x].kind != K_VEC || g->v[x].width % D || R > D)
 		bug("graph: rotate heads of %d in %d channels", D, g->v[x].width);
 	v.arg[2] = sinv;
 	v.attr[0] = D;
-	v.attr[1] = 2 * g->v[cosv].width;
+	v.attr[1] = R;
 	v.attr[2] = adjacent;
 	v.attr[3] = sign;
 	return val_new(g, v);

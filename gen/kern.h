@@ -18,7 +18,8 @@ typedef enum {
 	X_NUM,          /* num */
 	X_VAR,          /* name */
 	X_ELEM,         /* name[idx]: a local array or a head's rowval */
-	X_LOAD,         /* parameter par at row t, idx */
+	X_LOAD,         /* parameter par at row t, idx; num: odd heads so many elements
+	                 * further, even ones if it is negative */
 	X_SCALAR,       /* parameter par, element idx.base: same for all rows */
 	X_AGAIN,        /* cuda: element idx.base of name, in shared memory, read anew */
 	X_SHIFT,        /* parameter par at another row, 0 where there is none */
@@ -100,6 +101,8 @@ typedef struct {
 	int nuse;
 	struct Use { int lo, hi, dlo, dhi; } use[MaxUse];
 	int place;              /* S_LOADS that it stands at */
+	int half, odd;          /* V_HEAD, V_HALF: odd heads (with `odd`: even ones) so many
+	                         * elements further */
 } VecLoad;
 
 /* cuda: how a row maps to threads */

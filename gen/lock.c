@@ -23,7 +23,7 @@ lock_print(const Terms *m, const Decisions *d, const char *prog, Buf *b)
 	if (!b->len)
 		buf_puts(b, head);
 	buf_printf(b, "program %s scales %s sources %s gradients %s slots %d nodes %d\n", prog,
-	           has_op(m->g, OP_SCALED) ? "weights" : "stream", m->nahead ? "precompute" : "inline",
+	           m->g->scaled ? "weights" : "stream", m->nahead ? "precompute" : "inline",
 	           m->apart ? "apart" : "last", m->nslot, m->nnode);
 	for (i = 0; i < d->nchoice; i++)
 		buf_printf(b, "%d %d %s\n", d->choice[i].slot, d->choice[i].node,

@@ -101,7 +101,7 @@ void cuda_body(Lower *l, int part);
 void cuda_bind(Lower *l, Step *s);
 Exp *cuda_load(Lower *l, int par, int base, const char *name, const char *row);
 Exp *cuda_param(Lower *l, int par, int base, const char *name);
-Exp *cuda_table(Lower *l, int par, int base);
+Exp *cuda_table(Lower *l, int par, int base, int half, int odd);
 Exp *cuda_rowval(Lower *l, int v, int group_base);
 Exp *cuda_head_of(Lower *l, int par, const char *row, const char *name);
 Exp *cuda_held(Lower *l, int v, int base);

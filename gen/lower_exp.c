@@ -3,6 +3,7 @@
  * that is being filled. */
 #include "lower.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 Exp *
@@ -392,7 +393,7 @@ operand(Lower *l, int v, int base, int width)
 static Exp *
 rotated(Lower *l, const Val *x, int base)
 {
-	int D = x->attr[0], R = x->attr[1], sign = x->attr[3], at, first, in;
+	int D = x->attr[0], R = x->attr[1], sign = x->attr[3], at, first, in, odd = 0;
 	Exp *cs, *sn, *self, *other;
 	Idx j;
 
@@ -402,8 +403,13 @@ rotated(Lower *l, const Val *x, int base)
 		return evaluate(l, x->arg[0], base);
 	cs = exp_new(l, X_LOAD);
 	sn = exp_new(l, X_LOAD);
-	cs->par = table_par(l, 0, R / 2);
-	sn->par = table_par(l, 1, R / 2);
+	cs->par = table_par(l, 0, l->g->v[x->arg[1]].width);
+	sn->par = table_par(l, 1, l->g->v[x->arg[1]].width);
+	/* of paired heads odd ones have the second half of a row */
+	if (l->g->v[x->arg[1]].attr[1]) {
+		odd = floor_div(base + l->dlo, D) & 1;
+		cs->num = sn->num = odd ? -R / 2 : R / 2;
+	}
 	if (x->attr[2]) {
 		first = (in & 1) == 0;
 		j = (Idx){ floor_div(in, 2), 0, 1 };
@@ -415,8 +421,8 @@ rotated(Lower *l, const Val *x, int base)
 	}
 	cs->idx = sn->idx = j;
 	if (l->cu) {
-		cs = cuda_table(l, cs->par, j.base);
-		sn = cuda_table(l, sn->par, j.base);
+		cs = cuda_table(l, cs->par, j.base, abs((int)cs->num), odd);
+		sn = cuda_table(l, sn->par, j.base, abs((int)sn->num), odd);
 	}
 	self = exp_op(l, OP_MUL, cs, evaluate(l, x->arg[0], base));
 	other = exp_op(l, OP_MUL, sn, other);

@@ -15,7 +15,7 @@ static bool
 same_load(const VecLoad *x, const VecLoad *y)
 {
 	if (x->par != y->par || x->off != y->off || x->vw != y->vw || x->at != y->at ||
-	    x->place != y->place)
+	    x->place != y->place || x->half != y->half || x->odd != y->odd)
 		return false;
 	return x->row && y->row ? strcmp(x->row, y->row) == 0 : x->row == y->row;
 }
@@ -163,15 +163,20 @@ cuda_param(Lower *l, int par, int base, const char *name)
 	return element_of(l, par, base, load_vec(l, v, name));
 }
 
-/* entry base + loop position of the rotary table's row: a pair has one entry */
+/* entry base + loop position of the rotary table's row: a pair has one entry; half: odd
+ * heads have theirs so much further, odd: of heads so many further the even ones */
 Exp *
-cuda_table(Lower *l, int par, int base)
+cuda_table(Lower *l, int par, int base, int half, int odd)
 {
-	int vw = l->pairs ? l->cu->vw / 2 : l->cu->vw;
+	int vw = l->pairs ? l->cu->vw / 2 : l->cu->vw, slab = slab_of(l);
 	VecLoad v = { .par = par, .off = base, .vw = vw, .place = 1,
-	              .at = l->pairs ? V_HALF : V_HEAD };
+	              .at = l->pairs ? V_HALF : V_HEAD, .half = half };
 	Exp *e = exp_new(l, X_ELEM_OF);
 
+	if (half) {
+		v.odd = (odd + l->cu->k * slab / l->k->map.D) & 1;
+		l->k->map.uses_head = true;
+	}
 	e->par = par;
 	e->idx = (Idx){ 0, 0, 1 };
 	e->name = load_vec(l, v, l->k->par[par].name);

@@ -138,12 +138,14 @@ tables_inputs(const Bundle *b, Buf *o)
 
 	for (i = 0; m->rot && i < 2; i++) {
 		buf_printf(o, "table tables+%zu %s %d %d ", i ? b->sin_off : b->cos_off,
-		           i ? "rope_sin" : "rope_cos", m->seq, m->rot / 2);
+		           i ? "rope_sin" : "rope_cos", m->seq * (m->paired ? 2 : 1), m->rot / 2);
 		buf_num(o, m->spec->rotary_base);
 		buf_printf(o, " %d %s\n", rotary_steps(m, m->rot / 2), m->spec->rotary_bf16 ? "bf16" : "f32");
 	}
 	for (i = 0; i < 3; i++)
 		buf_printf(o, "input %s inputs+%zu\n", name[i], b->input[i]);
+	if (b->has_input[INPUT_PAIR_DOCSTART])
+		buf_printf(o, "input pair_docstart inputs+%zu\n", b->input[INPUT_PAIR_DOCSTART]);
 	for (j = 0; j < m->spec->nsource; j++)
 		if (b->has_input[INPUT_HASH + j])
 			buf_printf(o, "input hash inputs+%zu %d\n", b->input[INPUT_HASH + j],

@@ -258,6 +258,7 @@ check_selections(Ctx *c)
 	int j;
 
 	sel_check(c, &s->attn_layers, c->m->L, "layer", "model.attention.layers");
+	sel_check(c, &s->paired_layers, c->m->L, "layer", "model.attention.paired");
 	sel_check(c, &s->gate_layers, c->m->L, "layer", "model.attention.gate.layers");
 	sel_check(c, &s->sa_layers, c->m->L, "layer", "model.attention.sa_lambda.layers");
 	sel_check(c, &s->offset_layers, c->m->L, "layer", "model.attention.key_offset.layers");
@@ -296,6 +297,9 @@ check_attention(Ctx *c)
 
 	check_gate(c, &s->gate_layers, s->gate_channels, s->heads, "model.attention.gate.channels");
 	check_gate(c, &s->value_layers, s->value_channels, s->kv_heads, "model.value_embed.channels");
+	if (s->paired_layers.kind != SEL_NONE && (s->heads % 2 || s->kv_heads != s->heads))
+		ERR(c, "model.attention.paired", "%d heads and %d kv_heads: expected an even number of both",
+		    s->heads, s->kv_heads);
 	if (s->offset_layers.kind != SEL_NONE && (s->offset_first >= s->head_dim || s->offset_first % 2))
 		ERR(c, "model.attention.key_offset.first", "first channel %d is not an even one below head_dim %d (it is rotary.dims unless given)",
 		    s->offset_first, s->head_dim);
@@ -430,6 +434,8 @@ attention_params(Ctx *c, Sub *u, int i)
 	}
 	if (sel_has(&s->offset_layers, i, false))
 		u->offset = s->offset_first;
+	u->paired = sel_has(&s->paired_layers, i, false);
+	m->paired |= u->paired;
 #undef NAMED
 }
 

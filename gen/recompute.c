@@ -49,6 +49,7 @@ recompute(Arena *a, const Graph *g)
 	const struct Contrib *c;
 	Val v;
 
+	n->scaled = g->scaled;
 	find_levels(g, level);
 	n->nfwd = -1;
 	for (i = 0; i < g->n; i++) {

@@ -31,16 +31,6 @@ mat_param(const Graph *g, int v)
 	return g->v[v].attr[0];
 }
 
-bool
-has_op(const Graph *g, Op op)
-{
-	int i;
-
-	for (i = 0; i < g->n && g->v[i].op != op; i++)
-		;
-	return i < g->n;
-}
-
 /* How many coefficients v is the product of; too many where it is something else. */
 static int
 count_scales(const Graph *g, int v)
@@ -230,6 +220,7 @@ once(Arena *a, const Graph *g)
 	for (i = 0; i < g->n; i++)
 		(void)copy(&s, i);
 	s.n->nfwd = s.n->n;
+	s.n->scaled = true;
 	s.n->loss = g->loss < 0 ? -1 : s.map[g->loss];
 	s.n->logits = g->logits < 0 ? -1 : s.map[g->logits];
 	return s.n;

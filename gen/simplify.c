@@ -152,6 +152,7 @@ compact(Arena *a, const Graph *g)
 	int *map = NEWN(a, int, g->n), i, j;
 	Val v;
 
+	n->scaled = g->scaled;
 	mark_results(g, live);
 	n->nfwd = -1;
 	for (i = 0; i < g->n; i++) {
@@ -179,6 +180,7 @@ fold(Arena *a, const Graph *g, bool factors_stay)
 	int *map = NEWN(a, int, g->n), i;
 
 	n->folding = true;
+	n->scaled = g->scaled;
 	n->factors_stay = factors_stay;
 	mark_results(g, live);
 	for (i = 0; i < g->n; i++) {

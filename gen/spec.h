@@ -115,7 +115,7 @@ typedef struct {
 	int rotary_dims;        /* 0: head_dim */
 	enum { FREQ_POWER, FREQ_ENDPOINT } rotary_freq;
 	bool rotary_bf16;
-	Sel gate_layers, sa_layers, offset_layers, value_layers;
+	Sel paired_layers, gate_layers, sa_layers, offset_layers, value_layers;
 	int gate_channels, value_channels, smear_channels;      /* smear: 0: none */
 	int offset_first;       /* -1: rotary_dims */
 	double sa_init[2], value_std;

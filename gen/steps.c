@@ -397,17 +397,26 @@ opd_out(Fuse *f, int tuple, int which, const char *name, Dt dt, long width)
 	return opd_buf(buffer_new(f->p, name, -1, dt, f->p->T, width), dt, width);
 }
 
-/* pairs of a query and a key it sees, per head, without documents */
-static double
-attn_pairs(const Model *m, long T, long window)
+/* paired heads are half as many over twice the rows of the same memory */
+static int
+twice(const Val *v)
 {
-	double seq = (double)m->seq, w = window ? (double)window + 1 : seq;
+	return v->attr[1] ? 2 : 1;
+}
 
+/* pairs of a query and a key it sees, per head of the model, without documents */
+static double
+attn_pairs(const Model *m, long T, const Val *v)
+{
+	long window = v->attr[0];
+	double seq = (double)m->seq * twice(v), w = window ? (double)window + 1 : seq;
+
+	T *= twice(v);
 	if (seq > (double)T)
 		seq = (double)T;
 	if (w > seq)
 		w = seq;
-	return (double)T / seq * (w * (w + 1) / 2 + (seq - w) * w);
+	return (double)T / seq * (w * (w + 1) / 2 + (seq - w) * w) / twice(v);
 }
 
 /* do the matrix instructions serve?  Else the templates in plain f32. */
@@ -422,13 +431,13 @@ attn_mma(const Fuse *f)
 /* Blocks of a sequence, heads, rows; shared memory that grows with the head:
  * nbytes a row of D elements and a pad against bank conflicts. */
 static void
-attn_launch(Fuse *f, Step *s, long items, int heads, int rows, int nbytes)
+attn_launch(Fuse *f, Step *s, const Val *v, long items, int heads, int rows, int nbytes)
 {
 	const Model *m = f->g->model;
 	Plan *p = f->p;
-	long blocks = (m->seq + rows - 1) / rows;
+	long blocks = ((long)m->seq * twice(v) + rows - 1) / rows;
 
-	step_launch(p, s, items, (p->T + m->seq - 1) / m->seq * heads * blocks, m->D);
+	step_launch(p, s, items, (p->T + m->seq - 1) / m->seq * (heads / twice(v)) * blocks, m->D);
 	if (p->target == TO_CUDA)
 		s->smem = (size_t)nbytes * (size_t)(attn_mma(f) ? (m->D + 15) / 16 * 16 + 8 : m->D + 4);
 }
@@ -443,7 +452,7 @@ attn_operands(Fuse *f, Step *s, const Val *v)
 	for (j = 0; j < 3; j++)
 		push(p, s, opd_val(f, v->arg[j]));
 	for (j = 0; j < 3; j++)
-		push(p, s, opd_int(s->opd[at + j].ld));
+		push(p, s, opd_int(s->opd[at + j].ld / twice(v)));
 }
 
 /* which keys, how many rows */
@@ -452,11 +461,11 @@ attn_rows(Fuse *f, Step *s, const Val *v)
 {
 	Plan *p = f->p;
 
-	push(p, s, opd_input(INPUT_DOCSTART));
+	push(p, s, opd_input(v->attr[1] ? INPUT_PAIR_DOCSTART : INPUT_DOCSTART));
 	push(p, s, opd_int(v->attr[0]));
 	push(p, s, opd_float(v->num));
-	push(p, s, opd_int(f->g->model->seq));
-	push(p, s, opd_int(p->T));
+	push(p, s, opd_int(f->g->model->seq * twice(v)));
+	push(p, s, opd_int(p->T * twice(v)));
 }
 
 static void
@@ -473,9 +482,9 @@ heavy_attn(Fuse *f, int i)
 	push(p, s, opd_out(f, i, 1, "lse", F32, m->H));
 	attn_operands(f, s, v);
 	attn_rows(f, s, v);
-	attn_launch(f, s, (p->T + m->seq - 1) / m->seq * m->H * ((m->seq + 127) / 128), m->H,
+	attn_launch(f, s, v, (p->T + m->seq - 1) / m->seq * (m->H / twice(v)) * (((long)m->seq * twice(v) + 127) / 128), m->H,
 	            f32 ? 32 : 128, f32 ? 384 : 768);
-	s->flops = 4. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
+	s->flops = 4. * m->D * m->H * attn_pairs(m, p->T, v);
 	s->nbytes = (double)p->T * (2. * HD + 2. * m->K * m->D) * dt_size(f->gemm_out);
 }
 
@@ -502,7 +511,7 @@ heavy_attn_bwd_cpu(Fuse *f, int i)
 	for (j = 0; j < 3; j++)
 		push(p, s, opd_attn_grad(f, i, j));
 	for (j = 0; j < 3; j++)
-		push(p, s, opd_int(s->opd[j].ld));
+		push(p, s, opd_int(s->opd[j].ld / twice(v)));
 	attn_operands(f, s, v);
 	push(p, s, opd_val(f, v->arg[3]));
 	push(p, s, opd_val(f, v->arg[5]));
@@ -510,8 +519,8 @@ heavy_attn_bwd_cpu(Fuse *f, int i)
 	attn_rows(f, s, v);
 	push(p, s, opd_buf(buffer_new(p, "attn_bwd workspace", -1, F32, p->T, HD), F32, HD));
 	push(p, s, opd_buf(buffer_new(p, "delta", -1, F32, p->T, m->H), F32, m->H));
-	step_launch(p, s, (p->T + m->seq - 1) / m->seq * m->K, 0, 0);
-	s->flops = 10. * m->D * m->H * attn_pairs(m, p->T, v->attr[0]);
+	step_launch(p, s, (p->T + m->seq - 1) / m->seq * (m->K / twice(v)), 0, 0);
+	s->flops = 10. * m->D * m->H * attn_pairs(m, p->T, v);
 	s->nbytes = (double)p->T * (4. * HD + 4. * m->K * m->D) * dt_size(f->gemm_out);
 }
 
@@ -524,20 +533,20 @@ heavy_attn_bwd_cuda(Fuse *f, int i)
 	Plan *p = f->p;
 	bool f32 = !attn_mma(f);
 	double HD = m->H * m->D, KD = m->K * m->D, size = dt_size(f->gemm_out);
-	double pairs = attn_pairs(m, p->T, v->attr[0]) * m->D * m->H;
+	double pairs = attn_pairs(m, p->T, v) * m->D * m->H;
 	Opd delta = opd_buf(buffer_new(p, "delta", -1, F32, p->T, m->H), F32, m->H);
 	Step *s = template_step(f, i, f32 ? "attn_bwd_dq_f32" : "attn_bwd_dq",
 	                        site_name(p, v, "core dq"));
 
 	push(p, s, opd_attn_grad(f, i, 0));
 	push(p, s, delta);
-	push(p, s, opd_int(s->opd[0].ld));
+	push(p, s, opd_int(s->opd[0].ld / twice(v)));
 	attn_operands(f, s, v);
 	push(p, s, opd_val(f, v->arg[3]));
 	push(p, s, opd_val(f, v->arg[5]));
 	push(p, s, opd_val(f, v->arg[4]));
 	attn_rows(f, s, v);
-	attn_launch(f, s, 0, m->H, f32 ? 32 : 128, f32 ? 512 : 768);
+	attn_launch(f, s, v, 0, m->H, f32 ? 32 : 128, f32 ? 512 : 768);
 	s->flops = 6 * pairs;
 	s->nbytes = (double)p->T * ((3 * HD + 2 * KD) * size + HD * dt_size(f->gemm_in) + 8. * m->H);
 
@@ -545,14 +554,14 @@ heavy_attn_bwd_cuda(Fuse *f, int i)
 	                  site_name(p, v, "core dk dv"));
 	push(p, s, opd_attn_grad(f, i, 1));
 	push(p, s, opd_attn_grad(f, i, 2));
-	push(p, s, opd_int(s->opd[0].ld));
-	push(p, s, opd_int(s->opd[1].ld));
+	push(p, s, opd_int(s->opd[0].ld / twice(v)));
+	push(p, s, opd_int(s->opd[1].ld / twice(v)));
 	attn_operands(f, s, v);
 	push(p, s, opd_val(f, v->arg[5]));
 	push(p, s, opd_val(f, v->arg[4]));
 	push(p, s, delta);
 	attn_rows(f, s, v);
-	attn_launch(f, s, 0, m->K, f32 ? 32 : m->D <= 64 ? 128 : 64, f32 ? 512 : 768);
+	attn_launch(f, s, v, 0, m->K, f32 ? 32 : m->D <= 64 ? 128 : 64, f32 ? 512 : 768);
 	s->flops = 8 * pairs;
 	s->nbytes = (double)p->T * ((2 * HD + 4 * KD) * size + 8. * m->H);
 }

@@ -120,7 +120,7 @@ find_uses(Build *b)
 				continue;
 			}
 			if (is_demand(g, v, j) && (v->op == OP_ATTN ||
-			    v->op == OP_ATTN_BWD) && is_view(g, a)) {
+			    v->op == OP_ATTN_BWD) && !v->attr[1] && is_view(g, a)) {
 				b->view[a] = true;
 				continue;
 			}

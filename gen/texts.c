@@ -107,7 +107,7 @@ hole_softcap(Fill *f)
 }
 
 static void
-attn_holes(Fill *f, const Step *s)
+attn_holes(Fill *f, const Plan *p, const Step *s)
 {
 	static const struct { const char *name; int q, o, g; } operand[] = {
 		{ "attn_fwd", 2, 0, 0 }, { "attn_bwd", 6, 12, 0 }, { "attn_bwd_dq", 3, 9, 0 },
@@ -119,8 +119,8 @@ attn_holes(Fill *f, const Step *s)
 	for (i = 0; strcmp(operand[i].name, s->name) != 0; i++)
 		if (i + 1 == sizeof operand / sizeof *operand)
 			bug("emit: no operands are known of %s", s->name);
-	hole_int(f, "H", f->m->H);
-	hole_int(f, "K", f->m->K);
+	hole_int(f, "H", f->m->H / (p->g->v[s->val].attr[1] ? 2 : 1));
+	hole_int(f, "K", f->m->K / (p->g->v[s->val].attr[1] ? 2 : 1));
 	hole_int(f, "D", f->m->D);
 	hole_dt(f, "DTQ", s->opd[operand[i].q].dt);
 	hole_dt(f, "DTO", s->opd[operand[i].o].dt);
@@ -172,7 +172,7 @@ template_holes(Fill *f, const Plan *p, const Step *s)
 	} else if (strcmp(t, "scatter_finish") == 0) {
 		hole_int(f, "C", (int)s->opd[5].ld);
 	} else if (strncmp(t, "attn_", 5) == 0) {
-		attn_holes(f, s);
+		attn_holes(f, p, s);
 	} else if (strcmp(t, "ce") == 0) {
 		hole_int(f, "V", m->V);
 		hole_int(f, "VP", m->Vp);

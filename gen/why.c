@@ -54,7 +54,7 @@ forced_rows(Arena *a, const Graph *g, const Graph *other, const Knobs *knob, dou
 			forced_row(g, keys[i].key, keys[i].word[j], x, best, o);
 		}
 	if (other)
-		forced_row(g, "plan.scales", has_op(other, OP_SCALED) ? "weights" : "stream",
+		forced_row(g, "plan.scales", other->scaled ? "weights" : "stream",
 		           cost(a, other, knob), best, o);
 }
 

@@ -480,6 +480,17 @@ docstart_fill(const Run *r, const int32_t *tokens, long n, int32_t *out)
 	}
 }
 
+/* of two rows per token (docs/spec.md, paired heads) */
+static void
+pair_docstart_fill(const Run *r, const int32_t *tokens, long n, int32_t *out)
+{
+	long i;
+
+	docstart_fill(r, tokens, n, out);
+	for (i = 2 * n - 1; i >= 0; i--)
+		out[i] = 2 * out[i / 2];
+}
+
 static int32_t
 bigram(const Run *r, const int32_t *tokens, long i, int rows)
 {
@@ -540,6 +551,9 @@ inputs_fill(Run *r, const int32_t *tokens, const int32_t *targets, long n)
 			break;
 		case IN_DOCSTART:
 			docstart_fill(r, tokens, n, out);
+			break;
+		case IN_PAIR_DOCSTART:
+			pair_docstart_fill(r, tokens, n, out);
 			break;
 		case IN_HASH:
 			for (i = 0; i < n; i++)

@@ -31,7 +31,7 @@ typedef struct {
 } RunParam;
 
 typedef struct {
-	enum { IN_TOKENS, IN_TARGETS, IN_DOCSTART, IN_HASH, IN_ORDER_TOKENS,
+	enum { IN_TOKENS, IN_TARGETS, IN_DOCSTART, IN_PAIR_DOCSTART, IN_HASH, IN_ORDER_TOKENS,
 	       IN_ORDER_HASH } kind;
 	Place at;
 	int rows;                       /* of the table, for HASH and ORDER */

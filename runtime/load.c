@@ -285,14 +285,14 @@ load_input(Load *l)
 {
 	RunInput in = {0};
 	int kind = CHOICE(l, "input", "tokens", "targets", "docstart", "hash",
-	                  "order");
+	                  "order", "pair_docstart");
 
 	if (kind == 4) {
 		load_order(l, &in);
 	} else {
 		in.kind = kind == 0 ? IN_TOKENS : kind == 1 ? IN_TARGETS :
-		          kind == 2 ? IN_DOCSTART : IN_HASH;
-		in.at = line_place(l, 4 * l->run->tokens, 4);
+		          kind == 2 ? IN_DOCSTART : kind == 5 ? IN_PAIR_DOCSTART : IN_HASH;
+		in.at = line_place(l, (kind == 5 ? 8 : 4) * l->run->tokens, 4);
 		if (kind == 3)
 			in.rows = (int)line_integer(l, "rows", 2, 1L << 30);
 	}

@@ -394,7 +394,7 @@ input_range(const Verify *v, int which)
 static Range
 operand_range(const Verify *v, const Opd *o)
 {
-	size_t table = (size_t)v->m->seq * (size_t)(v->m->rot / 2) * 4;
+	size_t table = (size_t)v->m->seq * (v->m->paired ? 2 : 1) * (size_t)(v->m->rot / 2) * 4;
 	const Buffer *buf;
 
 	if (o->kind == OPD_BUF) {

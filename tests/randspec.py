@@ -132,6 +132,8 @@ class Spec:
             gate=(0.3, lambda: self.layered(channels=(0.6 if self.C >= 12 else 1, self.gate_channels))),
             sa_lambda=(0.3, lambda: self.layered(init=(0.7, lambda: [self.number(0.3, 1.5), self.number(0.3, 1.5)]))),
             key_offset=(0.3, lambda: {"layers": selection(rng, self.L), "first": 2 * rng.randrange(D // 2)}))
+        if H % 2 == 0 and out.get("kv_heads", H) == H:
+            out["attention"].update(self.some(paired=(0.4, lambda: selection(rng, self.L))))
         out.update(self.some(smear=(0.3, lambda: self.gate_channels()),
                              value_embed=(0.3, lambda: self.layered(
                                  channels=(0.6 if self.C >= 12 else 1, self.gate_channels), std=(0.8, lambda: 1.0)))))

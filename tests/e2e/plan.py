@@ -67,6 +67,10 @@ def factors_of_products_in_the_matrices(tmp):
         for word in "stream", "weights":
             out[word] = hcgen("verify", SINGLE, *small, "--rows", 64, "--seq", 32, "--device", device, *sets(plan__scales=word)).out
             expect(out[word].rstrip().endswith("verified"), device, word, out[word][-500:])
+    # a spec that scales its matrices itself: the versions are told apart
+    baseline = ROOT / "specs/baseline.yaml"
+    expect(re.search(r"^plan.scales +stream +[\d.]+ +\+\d", hcgen("plan", baseline, "--why").out, re.M), baseline)
+    expect("program train scales weights" in lock(tmp, baseline).read_text(), baseline)
     plan = hcgen("plan", SINGLE, *small, *sets(plan__scales="weights")).out
     expect(len(re.findall(r"down scaled bwd +scaled_bwd__2 ", plan)) == 3, re.findall(".*scaled.*", plan))
     expect("scaled" not in hcgen("plan", SINGLE, *small, *sets(plan__scales="stream")).out)

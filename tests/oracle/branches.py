@@ -40,8 +40,16 @@ def rotary_tables(rotary, length, dtype):
     return tuple(t.to(wide) for t in tables)
 
 
+def paired_tables(rotary, length, heads, dtype):
+    """cos and sin [N, heads, R/2] where heads are paired: head h of position p turns by 2p + h mod 2.
+
+    Its row is 2p + h div (H/2), which for some heads is the other one: the definition has it so."""
+    by_parity = [t.view(length, 2, -1) for t in rotary_tables(rotary, 2 * length, dtype)]
+    return tuple(t.repeat(1, heads // 2, 1) for t in by_parity)
+
+
 def rotate(x, rotary, tables):
-    """Turn the first rotary.dims channels of x [B, N, heads, D]."""
+    """Turn the first rotary.dims channels of x [B, N, heads, D]; tables are [N, 1 or heads, R/2]."""
     cos, sin = tables
     turned, rest = x[..., :rotary.dims], x[..., rotary.dims:]
     if rotary.kind == "half":
@@ -91,14 +99,14 @@ def offset_keys(k, first):
     return torch.cat((own, torch.cat((shifted[:, :1], shifted[:, :-1]), 1)), -1)
 
 
-def attention(a, w, m, bias, tables, tokens, offset=None):
+def attention(a, w, m, bias, tables, tokens, offset=None, paired=False):
     """a [B, N, C] through the attention branch, to [B, N, C].
 
     w holds the layer's parameters by the last part of their names: gate,
     sa_lambda, value_embed and value_gate where the layer has them; offset is
-    the first channel of its key offset, if it has one.  Query heads of one
-    key head are stacked along the positions, so that keys and values are
-    never repeated; bias broadcasts over [B, K, H/K, N, N]."""
+    the first channel of its key offset, if it has one.  With paired heads bias
+    and tables are those of the 2N rows; only the softmax knows of rows, all else
+    is of a position and a head."""
     B, N, _ = a.shape
     H, K, D = m.heads, m.kv_heads, m.head_dim
     qkv, out = w["qkv"], w["out"]
@@ -116,15 +124,29 @@ def attention(a, w, m, bias, tables, tokens, offset=None):
         ve = F.embedding(tokens, w["value_embed"]).view(B, N, K, D)
         v = v + 2 * sigmoid_gate(a, w["value_gate"])[..., None] * ve
     scale = D ** -0.5 if m.attention.scale == "auto" else m.attention.scale
-    q = (qk[:, :, :H] * scale).view(B, N, K, H // K, D).permute(0, 2, 3, 1, 4)
+    q = qk[:, :, :H] * scale
+    if paired:
+        # heads 0 .. H/2 - 1 of a position are its even row, the others the odd one
+        q, k, v = (x.reshape(B, 2 * N, H // 2, D) for x in (q, k, v))
+    o = _attend(q, k, v, bias).reshape(B, N, H, D)
+    if "gate" in w:
+        o = sigmoid_gate(a, w["gate"])[..., None] * o
+    return F.linear(o.flatten(2), out)
+
+
+def _attend(q, k, v, bias):
+    """q [B, N, H, D] over k, v [B, N, K, D], to [B, N, H, D].
+
+    Query heads of one key head are stacked along the rows, so that keys and
+    values are never repeated; bias broadcasts over [B, K, H/K, N, N]."""
+    B, N, H, D = q.shape
+    K = k.shape[2]
+    q = q.view(B, N, K, H // K, D).permute(0, 2, 3, 1, 4)
     q = q.reshape(B, K, H // K * N, D)
     k, v = k.permute(0, 2, 3, 1), v.transpose(1, 2)
     o = _softmax(torch.matmul(q, k).view(B, K, H // K, N, N) + bias)
     o = torch.matmul(o.view(B, K, H // K * N, N), v)
-    o = o.view(B, K, H // K, N, D).permute(0, 3, 1, 2, 4).reshape(B, N, H, D)
-    if "gate" in w:
-        o = sigmoid_gate(a, w["gate"])[..., None] * o
-    return F.linear(o.flatten(2), out)
+    return o.view(B, K, H // K, N, D).permute(0, 3, 1, 2, 4).reshape(B, N, H, D)
 
 
 def _softmax(scores):

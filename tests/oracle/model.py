@@ -96,7 +96,7 @@ class Run:
     def __init__(self, params, tokens):
         self.params = params
         self.tokens = tokens
-        self.masks = {}         # window -> term of the scores
+        self.masks = {}         # (window, paired) -> term of the scores
         self.documents = None   # [B, N]
         self.x0 = None          # [B, N, C]
         self.sources = {}       # name -> [B, N, C], detached where the spec says so
@@ -110,7 +110,7 @@ class Model:
         self.dtype = dtype
         self.params = parameters(spec)
         self.live = frozenset(live(spec))
-        self._rotary = None     # tables of one length, kept between batches
+        self._rotary = {}       # paired -> tables of one length, kept between batches
 
     # ---- entry points
 
@@ -318,20 +318,28 @@ class Model:
         """The attention branch of layer i with parameters w."""
         m = self.spec.model
         window, offset = m.attention.window[i % len(m.attention.window)], m.attention.key_offset
-        return branches.attention(a, w, m, self._mask(run, window), self._rotary_tables(run),
-                                  run.tokens, offset.first if i in offset.layers else None)
+        paired = i in m.attention.paired
+        return branches.attention(
+            a, w, m, self._mask(run, window, paired), self._rotary_tables(run, paired),
+            run.tokens, offset.first if i in offset.layers else None, paired)
 
-    def _mask(self, run, window):
-        if window not in run.masks:
-            run.masks[window] = branches.mask(run.tokens.shape[1], window,
-                                              run.documents, self.dtype)
-        return run.masks[window]
+    def _mask(self, run, window, paired):
+        """Over positions, or over the two rows of each; the window is the same number of either."""
+        if (window, paired) not in run.masks:
+            rows, documents = 2 if paired else 1, run.documents
+            if documents is not None:
+                documents = documents.repeat_interleave(rows, 1)
+            run.masks[window, paired] = branches.mask(rows * run.tokens.shape[1], window,
+                                                      documents, self.dtype)
+        return run.masks[window, paired]
 
-    def _rotary_tables(self, run):
-        length, rotary = run.tokens.shape[1], self.spec.model.rotary
-        if self._rotary is None or self._rotary[0].shape[0] != length:
-            self._rotary = branches.rotary_tables(rotary, length, self.dtype)
-        return self._rotary
+    def _rotary_tables(self, run, paired):
+        length, m = run.tokens.shape[1], self.spec.model
+        if paired not in self._rotary or self._rotary[paired][0].shape[0] != length:
+            self._rotary[paired] = (
+                branches.paired_tables(m.rotary, length, m.heads + m.kv_heads, self.dtype)
+                if paired else branches.rotary_tables(m.rotary, length, self.dtype))
+        return self._rotary[paired]
 
     # ---- skips and backouts
 

@@ -118,10 +118,21 @@ model:
   rotary: {frequencies: endpoint, dtype: bf16}
 """
 
+# paired heads in layers with and without each of the parts; layers 2 and 3 have one window,
+# which only one of them counts in rows
+PAIRED = """
+extends: parts.yaml
+model:
+  heads: 6
+  kv_heads: 6
+  head_dim: 4
+  attention: {paired: [0, 1, 3], window: [5, full, 3, 3]}
+"""
+
 
 def write_specs():
     for name, text in (("tiny", TINY), ("full", FULL), ("keep", KEEP), ("leave", LEAVE),
-                       ("parts", PARTS)):
+                       ("parts", PARTS), ("paired", PAIRED)):
         with open(os.path.join(FOLDER.name, name + ".yaml"), "w") as f:
             f.write(text)
 
@@ -247,6 +258,26 @@ def spec_attention_parts_have_bounds():
             (["model.rotary.frequencies=linear"], "power or endpoint"),
             (["model.rotary.dtype=f16"], "f32 or bf16")):
         raises(lambda: read("tiny", *settings_), word)
+
+
+@case
+def spec_paired_heads():
+    assert read("tiny").model.attention.paired == set()
+    assert read("tiny", "model.attention.paired=all").model.attention.paired == {0, 1, 2}
+    assert read("tiny", "model.attention.paired={except: [1]}").model.attention.paired == {0, 2}
+    assert read("paired").model.attention.paired == {0, 3}     # layer 1 has no attention
+    # it has no parameters
+    bare = read("paired", "model.attention.paired=none")
+    assert [p[:3] for p in parameters(read("paired"))] == [p[:3] for p in parameters(bare)]
+    # heads that do not pair: refused only where an attention branch would have to
+    for heads in (["model.heads=3"], ["model.heads=4", "model.kv_heads=2"]):
+        other = ["model.attention.layers=[0]", "model.attention.paired=[1, 2]"]
+        heads.append("model.head_dim=6")
+        assert read("tiny", *heads, *other).model.attention.paired == set()
+        raises(lambda: read("tiny", *heads, "model.attention.paired=[2]"), "paired: heads must")
+    for word, value in (("only 3", "[3]"), ("not layers", "attn"), ("or except", "{layers: [0]}"),
+                        ("all or none", "some")):
+        raises(lambda: read("tiny", f"model.attention.paired={value}"), word)
 
 
 @case
@@ -477,6 +508,71 @@ def loop_attention(a, p, spec, i, tokens):
     return torch.stack(rows)
 
 
+def loop_paired(a, p, spec, i, tokens):
+    """Layer i with paired heads on one sequence a [N, C]: rows and Python floats."""
+    m, N, a = spec.model, len(a), a.tolist()
+    H, D, half = m.heads, m.head_dim, m.heads // 2
+    w = {k.split(".")[-1]: v.tolist() for k, v in p.items() if k.startswith(f"layers.{i}.attn.")}
+    window = m.attention.window[i % len(m.attention.window)]
+    has = {k: i in m.attention[k].layers for k in ("gate", "sa_lambda", "key_offset")}
+    into, outof = w["sa_lambda"] if has["sa_lambda"] else (1, 1)
+    first = m.attention.key_offset.first if has["key_offset"] else D
+    scale = 1 / math.sqrt(D) if m.attention.scale == "auto" else m.attention.scale
+
+    def dot(x, y):
+        return sum(u * v for u, v in zip(x, y, strict=True))
+
+    def product(t, part, h):
+        """Head h of part 0, 1, 2 (q, k, v) of position t, before anything else."""
+        top = (part * H + h) * D
+        return [into * dot(row, a[t]) for row in w["qkv"][top:top + D]]
+
+    def turn(t, part, h):
+        x = product(t, part, h)
+        if m.attention.qk_norm:
+            size = math.sqrt(dot(x, x) / D + m.norm_eps)
+            x = [u / size for u in x]
+        for j in range(m.rotary.dims // 2 if m.rotary.kind != "none" else 0):
+            c, d = (j, j + m.rotary.dims // 2) if m.rotary.kind == "half" else (2 * j, 2 * j + 1)
+            theta = (2 * t + h % 2) * frequency(m.rotary, j)
+            cos, sin = (entry(u, m.rotary.dtype) for u in (math.cos(theta), math.sin(theta)))
+            x[c], x[d] = cos * x[c] + sin * x[d], cos * x[d] - sin * x[c]
+        return x
+
+    def value(t, h):
+        x = product(t, 2, h)
+        if i in m.value_embed.layers:
+            factor, row = 2 * logistic(w["value_gate"][h], a[t]), w["value_embed"][int(tokens[t])]
+            x = [u + factor * row[h * D + c] for c, u in enumerate(x)]
+        return x
+
+    # a row of q, k, v is a list of H/2 heads
+    q, k, v, starts, start = [], [], [], [], 0
+    for t in range(N):
+        start = t if m.attention.document_mask and tokens[t] == spec.data.bos else start
+        for heads in (range(half), range(half, H)):
+            starts.append(2 * start)
+            q.append([turn(t, 0, h) for h in heads])
+            k.append([turn(t, 1, h)[:first] + turn(max(t - 1, 0), 1, h)[first:] for h in heads])
+            v.append([value(t, h) for h in heads])
+    out = []
+    for r in range(2 * N):
+        low = starts[r] if window == "full" else max(starts[r], r - window)
+        for g in range(half):
+            e = [math.exp(scale * dot(q[r][g], k[j][g])) for j in range(low, r + 1)]
+            factor = logistic(w["gate"][r % 2 * half + g], a[r // 2]) if has["gate"] else 1
+            out += [factor * dot(e, [v[j][g][c] for j in range(low, r + 1)]) / sum(e)
+                    for c in range(D)]
+    return torch.tensor([[outof * dot(row, out[t * H * D:(t + 1) * H * D]) for row in w["out"]]
+                         for t in range(N)], dtype=torch.float64)
+
+
+def loop_layer(a, p, spec, i, tokens):
+    """The loop that the spec asks for in layer i."""
+    loop = loop_paired if i in spec.model.attention.paired else loop_attention
+    return loop(a, p, spec, i, tokens)
+
+
 def attention_of(spec, p, i, a, tokens):
     """The model's attention branch of layer i on a [B, N, C]."""
     model = Model(spec)
@@ -506,7 +602,7 @@ def attention_by_loop(s, layers):
     for i in layers:
         got = attention_of(s, p, i, a, tokens)
         for r in range(2):
-            close(got[r], loop_attention(a[r], p, s, i, tokens[r]), 1e-12)
+            close(got[r], loop_layer(a[r], p, s, i, tokens[r]), 1e-12)
 
 
 @case
@@ -521,6 +617,116 @@ def attention_parts_by_loops():
             ["model.attention.qk_norm=false", "model.rotary={kind: none, dims: 6}",
              "model.attention.gate.channels=12", "model.value_embed.channels=1"]):
         attention_by_loop(read("parts", *change), (0, 2, 3))
+
+
+@case
+def paired_heads_by_loops():
+    parts = "attention.gate", "attention.sa_lambda", "attention.key_offset", "value_embed"
+    bare, every = ([f"model.{x}.layers={sel}" for x in parts] for sel in ("none", "all"))
+    for H in (4, 6):
+        for change in (
+                [], bare, every,
+                [*bare, "model.attention.window=[2, full, full, 1]", "model.rotary=adjacent"],
+                ["model.attention.document_mask=false", "model.rotary.dtype=f32",
+                 "model.rotary.frequencies=power", "model.attention.key_offset.first=0"],
+                [*every, "model.attention.qk_norm=false", "model.rotary.dims=2",
+                 "model.attention.window=[0, 1, 7, 6]", "model.attention.scale=0.7"]):
+            attention_by_loop(read("paired", f"model.heads={H}", f"model.kv_heads={H}", *change),
+                              (0, 2, 3))
+    # rows without rotary; one pair of heads, which are one head of the rows
+    attention_by_loop(read("paired", "model.rotary={kind: none, dims: 4}"), (0, 3))
+    attention_by_loop(read("paired", "model.heads=2", "model.kv_heads=2"), (0, 3))
+
+
+def rows_seen(window, heads, masked=True):
+    """Which rows each (position, head) sees, and of which head: {(t, h): (rows, g)}.
+
+    Scores of 0 spread a query evenly over its keys; row r has 1 + g in channel r of its head
+    g; the output is what comes of that.  One document starts at position 4, which is row 8."""
+    s = text_spec(f"""
+model: {{layers: 1, width: {22 * heads}, heads: {heads}, vocab: 23}}
+model.attention: {{paired: all, window: {window}, document_mask: {str(masked).lower()}}}
+train: {{tokens_per_step: 11, seq_len: 11}}
+data.bos: 3
+""")
+    p, C, half = doubles(s), s.model.width, heads // 2
+    p["layers.0.attn.qkv"] = torch.cat((torch.zeros(2 * C, C), torch.eye(C))).double()
+    p["layers.0.attn.out"] = torch.eye(C).double()
+    tokens, a = torch.full((1, 11), 5), torch.zeros(1, 11, heads, 22).double()
+    tokens[0, 4] = 3
+    for t in range(11):
+        for h in range(heads):
+            a[0, t, h, 2 * t + (h >= half)] = 1 + h % half
+    o = attention_of(s, p, 0, a.flatten(2), tokens).view(11, heads, 22)
+    return {(t, h): (o[t, h].nonzero().flatten().tolist(), round(o[t, h].sum().item() - 1, 9))
+            for t in range(11) for h in range(heads)}
+
+
+@case
+def paired_rows_see_rows():
+    """Even and odd rows of a few positions, row by row as docs/spec.md has them."""
+    for window, masked, want in (
+            (0, True, {0: ([0], [1]), 4: ([8], [9]), 7: ([14], [15])}),
+            # the odd row sees the even one of its position, that one the odd one before
+            (1, True, {0: ([0], [0, 1]), 3: ([5, 6], [6, 7]), 4: ([8], [8, 9]),
+                       5: ([9, 10], [10, 11])}),
+            (1, False, {0: ([0], [0, 1]), 4: ([7, 8], [8, 9])}),
+            (2, True, {3: ([4, 5, 6], [5, 6, 7]), 4: ([8], [8, 9]), 5: ([8, 9, 10], [9, 10, 11])}),
+            (3, True, {1: ([0, 1, 2], [0, 1, 2, 3]), 5: ([8, 9, 10], [8, 9, 10, 11]),
+                       10: ([17, 18, 19, 20], [18, 19, 20, 21])}),
+            ("full", True, {3: (range(7), range(8)), 4: ([8], [8, 9]),
+                            10: (range(8, 21), range(8, 22))}),
+            ("full", False, {10: (range(21), range(22))})):
+        for heads in (2, 4, 6):
+            seen = rows_seen(window, heads, masked)
+            for t, rows in want.items():
+                for h in range(heads):
+                    row, g = divmod(h, heads // 2)
+                    assert seen[t, h] == (list(rows[row]), g), (window, t, h, seen[t, h])
+
+
+def paired_scores(q, k, v, rotary, at):
+    """Causal attention of paired heads, no documents, head (t, h) turned by at(t, h): [N, H, D]."""
+    N, H, D = q.shape
+    half, order = H // 2, [(t, h) for t in range(N) for h in range(H)]
+    out = {}
+    for t, h in order:
+        keys = [(u, e) for u, e in order if e % half == h % half and (u, e) <= (t, h)]
+        x = turned(q[t, h], at(t, h), rotary)
+        s = torch.stack([x @ turned(k[u, e], at(u, e), rotary) for u, e in keys])
+        out[t, h] = (s / math.sqrt(D)).softmax(0) @ torch.stack([v[u, e] for u, e in keys])
+    return torch.stack([out[x] for x in order]).view(N, H, D)
+
+
+@case
+def paired_rotary_positions_are_not_rows():
+    """The gradient of the matrix is that of 2t + h mod 2, and rows in their place would change it:
+    with 6 heads in heads 1 and 4 alone, whose positions are swapped, with 4 in all of them."""
+    for H, changed in ((4, {0, 1, 2, 3}), (6, {1, 4}), (2, set())):
+        s = read("tiny", f"model.heads={H}", "model.head_dim=6", "model.attention.paired=all",
+                 "model.attention.document_mask=false", "model.attention.qk_norm=false")
+        p, (tokens, _), a = doubles(s), tokens_for(s), stream(s)
+        weight, out = p["layers.1.attn.qkv"], p["layers.1.attn.out"]
+        pull = torch.randn(11, 12, dtype=torch.float64)
+
+        def gradient(f):
+            w = weight.clone().requires_grad_()
+            (f(w) * pull).sum().backward()
+            return w.grad.view(3, H, 6, 12)
+
+        def by(at):
+            def f(w):
+                q, k, v = (a[0] @ w.T).view(11, 3, H, 6).unbind(1)
+                return paired_scores(q, k, v, s.model.rotary, at).flatten(1) @ out.T
+            return gradient(f)
+
+        got = gradient(lambda w: attention_of(s, {**p, "layers.1.attn.qkv": w}, 1, a, tokens)[0])
+        close(got, by(lambda t, h: 2 * t + h % 2), 1e-12)
+        rows = by(lambda t, h: 2 * t + (h >= H // 2))
+        for h in range(H):
+            for part in range(3):
+                error = (got - rows)[part, h].abs().max() / got[part, h].abs().max()
+                assert error > 1e-3 if h in changed else error < 1e-12, (H, h, part, error)
 
 
 @case
@@ -680,6 +886,15 @@ def gpt_with_parts_by_hand():
                      "model.value_embed=[0, 2]", "model.kv_heads=1"))
 
 
+@case
+def gpt_with_paired_heads_by_hand():
+    """Layers in which heads are paired and one in which they are not, of one window."""
+    gpt_by_hand(read("tiny", "model.attention.paired={except: [1]}", "model.attention.window=3",
+                     "model.heads=4", "model.head_dim=6", "model.value_embed=[0, 1]",
+                     "model.attention.key_offset={layers: [1, 2], first: 2}",
+                     "model.attention.gate=all", "model.attention.sa_lambda=[2]"))
+
+
 def gpt_by_hand(s):
     p, (tokens, targets) = doubles(s), tokens_for(s)
     total = 0.0
@@ -690,7 +905,7 @@ def gpt_by_hand(s):
         x = norm(x, 1e-3)
         for i in range(3):
             w = f"layers.{i}."
-            x = x + loop_attention(norm(x, 1e-3), p, s, i, row)
+            x = x + loop_layer(norm(x, 1e-3), p, s, i, row)
             x = x + (norm(x, 1e-3) @ p[w + "mlp.up"].T).clamp(min=0) ** 2 @ p[w + "mlp.down"].T
         l = (norm(x, 1e-3) @ p["head"].T)[:, :23]
         total += (l.logsumexp(1) - l[torch.arange(11), want]).sum()
@@ -976,8 +1191,13 @@ def gradients_with_attention_parts():
 
 
 @case
+def gradients_with_paired_heads():
+    check_gradients(read("paired"))
+
+
+@case
 def no_gradient_vanishes():
-    for name in ("full", "parts"):
+    for name in ("full", "parts", "paired"):
         grads = grads_of(read(name), doubles(read(name)))
         idle = [k for k, v in grads.items() if k.startswith("grad.") and not v.abs().max() > 0]
         assert idle == [], idle
@@ -1077,7 +1297,7 @@ def frozen_is_learned_left_alone():
 
 @case
 def narrow_types_are_near():
-    for name in ("full", "keep", "leave", "parts"):
+    for name in ("full", "keep", "leave", "parts", "paired"):
         s = read(name)
         want = grads_of(s, doubles(s))
         for dtype, tol in ((torch.float32, 1e-4), (torch.bfloat16, 0.15)):

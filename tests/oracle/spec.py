@@ -253,7 +253,7 @@ SCHEMA = Section({
             "layers": (selection, "all"), "qk_norm": (boolean, True),
             "scale": (word_or(("auto",), number), "auto"),
             "window": (list_of(word_or(("full",), integer())), ["full"]),
-            "document_mask": (boolean, True),
+            "document_mask": (boolean, True), "paired": (selection, "none"),
             "gate": some_layers(channels=(integer(1), 12)),
             "sa_lambda": some_layers(init=(pair, [1.0, 1.0])),
             "key_offset": some_layers(first=(integer(), ABSENT))}),
@@ -586,10 +586,19 @@ def _resolve_parts(m):
             raise SpecError(f"{path}.{key}: more than {bound}")
 
 
+def _resolve_paired(m):
+    """Of the layers selected those with an attention branch; only they ask for pairs of heads."""
+    a, path = m.attention, "model.attention.paired"
+    a["paired"] = resolve_selection(a.paired, m.layers, path) & a.layers
+    if a.paired and (m.heads % 2 or m.kv_heads != m.heads):
+        raise SpecError(f"{path}: heads must be even and kv_heads the same")
+
+
 def resolve(spec):
     m, hc, S, L, n = spec.model, spec.hc, spec.sublayers, spec.model.layers, spec.hc.lanes
     m.attention["layers"] = resolve_selection(m.attention.layers, L, "model.attention.layers")
     _resolve_parts(m)
+    _resolve_paired(m)
     m.mlp["layers"] = resolve_selection(m.mlp.layers, L, "model.mlp.layers")
     hc["layers"] = sorted(resolve_selection(hc.layers, L, "hc.layers"))
     if hc.layers and hc.layers[-1] - hc.layers[0] + 1 != len(hc.layers):

@@ -616,7 +616,7 @@ one_rotation(void *arg, char err[200])
 {
 	const int *p = arg;     /* D, R, adjacent, sign */
 	Hand h = hand();
-	int cs = table(h.g, 0, p[1] / 2), sn = table(h.g, 1, p[1] / 2), r, b, t, c;
+	int cs = table(h.g, 0, p[1] / 2, false), sn = table(h.g, 1, p[1] / 2, false), r, b, t, c;
 	bool ok = true;
 	Run u;
 

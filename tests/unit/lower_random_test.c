@@ -174,7 +174,7 @@ turned_vec(Grow *f, int v)
 	if (!f->D || width(f, v) % f->D || f->nrotate > 2)
 		return v;
 	f->nrotate++;
-	return rotate(g, v, table(g, 0, f->R / 2), table(g, 1, f->R / 2), f->D, f->adjacent,
+	return rotate(g, v, table(g, 0, f->R / 2, false), table(g, 1, f->R / 2, false), f->D, f->adjacent,
 	              below(2) ? 1 : -1);
 }
 

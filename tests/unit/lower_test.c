@@ -101,7 +101,7 @@ static void
 bench_arrays(Bench *k)
 {
 	const Model *m = k->p->model;
-	long i, n = (long)m->seq * (m->rot / 2);
+	long i, n = (long)m->seq * (m->paired ? 2 : 1) * (m->rot / 2);
 	int j;
 	double theta;
 
@@ -595,7 +595,7 @@ static int
 rotated(Hand *h, int D, int R, bool adjacent)
 {
 	Graph *g = h->g;
-	int cs = table(g, 0, R / 2), sn = table(g, 1, R / 2);
+	int cs = table(g, 0, R / 2, false), sn = table(g, 1, R / 2, false);
 	int a = rotate(g, norm(g, h->x, h->C / D), cs, sn, D, adjacent, 1);
 	int b = rotate(g, mul(g, h->y, lane_row(h, 0)), cs, sn, D, adjacent, -1);
 
@@ -615,7 +615,7 @@ static int
 turned_slices(Hand *h, bool first, bool second)
 {
 	Graph *g = h->g;
-	int cs = table(g, 0, 4), sn = table(g, 1, 4), W = h->C - 8, q, k;
+	int cs = table(g, 0, 4, false), sn = table(g, 1, 4, false), W = h->C - 8, q, k;
 
 	q = rotate(g, slice(g, h->x, 0, W), cs, sn, 8, first, 1);
 	k = rotate(g, norm(g, slice(g, h->x, W, 8), 1), cs, sn, 8, second, 1);
@@ -631,7 +631,7 @@ static int
 rotated_twice(Hand *h)
 {
 	Graph *g = h->g;
-	int cs = table(g, 0, 4), sn = table(g, 1, 4);
+	int cs = table(g, 0, 4, false), sn = table(g, 1, 4, false);
 	int a = mul(g, rotate(g, h->x, cs, sn, 8, false, 1), h->y);
 
 	return mul(g, rotate(g, a, cs, sn, 8, false, 1), h->z);
@@ -641,7 +641,7 @@ static int
 rotated_twice_adjacent(Hand *h)
 {
 	Graph *g = h->g;
-	int cs = table(g, 0, 4), sn = table(g, 1, 4);
+	int cs = table(g, 0, 4, false), sn = table(g, 1, 4, false);
 	int a = mul(g, rotate(g, h->x, cs, sn, h->C / 2, true, 1), h->y);
 
 	return mul(g, rotate(g, a, cs, sn, h->C / 2, true, 1), h->z);
@@ -763,9 +763,9 @@ static int
 two_rotations(Hand *h)
 {
 	Graph *g = h->g;
-	int a = rotate(g, h->x, table(g, 0, 4), table(g, 1, 4), 8, true, 1);
+	int a = rotate(g, h->x, table(g, 0, 4, false), table(g, 1, 4, false), 8, true, 1);
 
-	return mul(g, a, rotate(g, h->y, table(g, 0, 2), table(g, 1, 2), 8, true, 1));
+	return mul(g, a, rotate(g, h->y, table(g, 0, 2, false), table(g, 1, 2, false), 8, true, 1));
 }
 
 static int

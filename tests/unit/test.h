@@ -247,6 +247,12 @@ static const struct { const char *name, *yaml; } spec_text[] = {
 	  "value_embed: {layers: [0, 2], channels: 12, std: 1}, init: {out: normal}}\n"
 	  "hc: {resid_lambda: {granularity: layer, site: before_read, init: 1.1}, sources: {x0: {kind: x0, init: 0.1}}}\n"
 	  TRAIN(24, 12) },
+	{ "paired-heads",
+	  "model: {layers: 3, width: 32, heads: 4, vocab: 19, vocab_multiple: 8, "
+	  "rotary: {kind: half, dims: 6, base: 64}, attention: {window: [3, full], paired: [0, 2], gate: [0, 1]}, "
+	  "value_embed: {layers: [0], std: 1}, init: {out: normal}}\n"
+	  "hc: {lanes: 2, post: {learned: true}}\n"
+	  TRAIN(24, 12) },
 	{ "gates-with-lanes",
 	  "model: {layers: 2, width: 32, heads: 4, kv_heads: 2, vocab: 19, vocab_multiple: 8, norm_weight: true, smear: 12, "
 	  "rotary: {kind: half}, attention: {qk_norm: false, gate: all, key_offset: {layers: [1], first: 0}, sa_lambda: all}, "

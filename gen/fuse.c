@@ -266,27 +266,41 @@ name_kernel(Fuse *f, Step *s, const RowKernel *k)
 		s->site = arena_printf(f->a, "layers.%d %s", s->sub / 2, s->name);
 }
 
-/* mark the channels of v that x needs; seen: values of the kernel looked at */
-static void
-mark_reads(const Graph *g, const RowKernel *k, int x, int v, bool *seen, bool *channel)
-{
-	const Val *w = &g->v[x];
-	int i, j, from, to;
+typedef struct { const Graph *g; const RowKernel *k; int v; int *lo, *hi; bool *channel; } Reads;
 
-	if (seen[x])
+/* Mark the channels of v that channels lo … hi-1 of x need.  What was asked of x so
+ * far is one range, which only grows. */
+static void
+mark_reads(Reads *r, int x, int lo, int hi)
+{
+	const Val *w = &r->g->v[x], *a;
+	int i, j, D;
+
+	if (x == r->v && hi > lo) {
+		memset(r->channel + lo, 1, (size_t)(hi - lo));
 		return;
-	seen[x] = true;
-	for (i = 0; i < k->nin; i++)
-		if (k->in[i] == x)
+	}
+	if (hi <= lo || (r->hi[x] && lo >= r->lo[x] && hi <= r->hi[x]))
+		return;
+	lo = r->hi[x] && r->lo[x] < lo ? r->lo[x] : lo;
+	hi = r->hi[x] > hi ? r->hi[x] : hi;
+	r->lo[x] = lo;
+	r->hi[x] = hi;
+	for (i = 0; i < r->k->nin; i++)
+		if (r->k->in[i] == x)
 			return;
 	for (j = 0; j < op_info[w->op].arity; j++) {
-		if (w->arg[j] != v) {
-			mark_reads(g, k, w->arg[j], v, seen, channel);
-			continue;
-		}
-		from = w->op == OP_SLICE ? w->attr[0] : 0;
-		to = w->op == OP_SLICE ? from + w->width : g->v[v].width;
-		memset(channel + from, 1, (size_t)(to - from));
+		a = &r->g->v[w->arg[j]];
+		D = w->op == OP_ROTATE ? w->attr[0] : 1;
+		if (w->op == OP_SLICE)
+			mark_reads(r, w->arg[j], lo + w->attr[0], hi + w->attr[0]);
+		else if (w->op == OP_PAD)
+			mark_reads(r, w->arg[j], lo > w->attr[0] ? lo - w->attr[0] : 0,
+			           hi - w->attr[0] < a->width ? hi - w->attr[0] : a->width);
+		else if (w->kind == K_VEC && a->kind == K_VEC && a->width == w->width)
+			mark_reads(r, w->arg[j], lo / D * D, (hi + D - 1) / D * D);
+		else
+			mark_reads(r, w->arg[j], 0, a->width);
 	}
 }
 
@@ -294,14 +308,14 @@ long
 kernel_reads(const Graph *g, const RowKernel *k, int v)
 {
 	Arena *a = arena_new("reads");
-	bool *seen = NEWN(a, bool, g->n), *channel = NEWN(a, bool, g->v[v].width + 1);
+	Reads r = { g, k, v, NEWN(a, int, g->n), NEWN(a, int, g->n), NEWN(a, bool, g->v[v].width + 1) };
 	long n = 0;
 	int i;
 
 	for (i = 0; i < k->nroot; i++)
-		mark_reads(g, k, k->root[i], v, seen, channel);
+		mark_reads(&r, k->root[i], 0, g->v[k->root[i]].width);
 	for (i = 0; i < g->v[v].width; i++)
-		n += channel[i];
+		n += r.channel[i];
 	arena_free(a);
 	return n;
 }

@@ -215,13 +215,6 @@ hoist_terms(Hoist *h, int i)
 	insert(h, h->first, v);
 }
 
-static bool
-names(const Exp *e, const char *name)
-{
-	return e && ((e->name && strcmp(e->name, name) == 0) || names(e->a, name) ||
-	             names(e->b, name));
-}
-
 /* lets that nobody reads any more */
 static void
 drop_lets(Hoist *h)
@@ -232,7 +225,7 @@ drop_lets(Hoist *h)
 	for (i = h->at_end - 1; i > h->at; i--) {
 		if (k->stmt[i].kind != S_LET)
 			continue;
-		for (j = h->at; j < h->at_end && !names(k->stmt[j].e, k->stmt[i].name); j++)
+		for (j = h->at; j < h->at_end && !exp_names(k->stmt[j].e, k->stmt[i].name); j++)
 			;
 		if (j < h->at_end)
 			continue;

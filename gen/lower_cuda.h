@@ -48,7 +48,11 @@ int slab_of(const Lower *l);            /* channels that a row's threads take at
 int slabs(const Lower *l, int width, int vw);
 int sink_args(const Lower *l, const Sink *s, int arg[2]);
 
-/* lower_vec.c: what a thread holds */
+/* stream.c: one more statement, empty but for these */
+Stmt *kern_put(Kern *k, StmtKind kind, const char *name);
+
+/* lower_vec.c: what a thread holds; does e read something of this name? */
+bool exp_names(const Exp *e, const char *name);
 void settle(Lower *l, int first);
 void drop_loads(Lower *l);
 const char *head_name(Lower *l, int v, int k);

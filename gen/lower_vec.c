@@ -88,11 +88,11 @@ load_vec(Lower *l, VecLoad want, const char *name)
 	return v->name;
 }
 
-static bool
-names(const Exp *e, const char *name)
+bool
+exp_names(const Exp *e, const char *name)
 {
-	return e && ((e->name && strcmp(e->name, name) == 0) || names(e->a, name) ||
-	             names(e->b, name));
+	return e && ((e->name && strcmp(e->name, name) == 0) || exp_names(e->a, name) ||
+	             exp_names(e->b, name));
 }
 
 static bool
@@ -101,7 +101,7 @@ named_from(const Lower *l, int first, const char *name)
 	int i;
 
 	for (i = first; i < l->k->nstmt; i++)
-		if (names(l->k->stmt[i].e, name))
+		if (exp_names(l->k->stmt[i].e, name))
 			return true;
 	return false;
 }

@@ -127,18 +127,6 @@ sort_sums(Spread *s)
 		s->sum[i].batch = i / Each;
 }
 
-static Stmt *
-put(Spread *s, StmtKind kind, const char *name)
-{
-	Stmt *t = PUSH(s->k->mem, s->k->stmt, s->k->nstmt, s->k->capstmt);
-
-	memset(t, 0, sizeof *t);
-	t->kind = kind;
-	t->name = name;
-	t->par = -1;
-	return t;
-}
-
 static int
 batches(const Spread *s)
 {
@@ -177,7 +165,7 @@ put_spreads(Spread *s, int i)
 		b.len = 0;
 		for (k = j * Each; k < (j + 1) * Each; k++)
 			buf_printf(&b, "%s%s", k % Each ? ", " : "", k < s->n ? s->sum[k].name : "0.f");
-		put(s, S_SPREAD, batch_name(s, j))->reduce = arena_strdup(s->k->mem, b.s);
+		kern_put(s->k, S_SPREAD, batch_name(s, j))->reduce = arena_strdup(s->k->mem, b.s);
 	}
 	buf_free(&b);
 }
@@ -190,12 +178,12 @@ put_totals(Spread *s)
 	int i;
 
 	for (i = 0; i < batches(s); i++)
-		put(s, S_SPREAD_TOTAL, batch_name(s, i))->n = i;
+		kern_put(s->k, S_SPREAD_TOTAL, batch_name(s, i))->n = i;
 	*PUSH(s->k->mem, m->shared, m->nshared, m->capshared) =
 	        (struct Shared){ "eights", shared_batches(s) * m->threads * m->rows };
 	if (m->rows > 1)
 		return;
-	put(s, S_BARRIER, NULL);
+	kern_put(s->k, S_BARRIER, NULL);
 	*PUSH(s->k->mem, m->shared, m->nshared, m->capshared) =
 	        (struct Shared){ "spread_part", batches(s) * Each * (m->threads / 32) };
 }
@@ -210,7 +198,7 @@ put_parts(Spread *s, int par)
 
 	for (i = 0; i < s->n; i++)
 		buf_printf(&b, "%s%d", i ? ", " : "", s->sum[i].part);
-	t = put(s, S_SPREAD_PARTS, NULL);
+	t = kern_put(s->k, S_SPREAD_PARTS, NULL);
 	t->reduce = arena_strdup(s->k->mem, b.s);
 	t->n = s->n;
 	t->par = par;
@@ -248,17 +236,17 @@ rewrite(Spread *s)
 		if (t->kind == S_ROWS) {
 			rows = true;
 			for (j = 0; j < batches(s); j++)
-				put(s, j < shared_batches(s) ? S_SPREAD : S_ZERO, batch_name(s, j));
+				kern_put(s->k, j < shared_batches(s) ? S_SPREAD : S_ZERO, batch_name(s, j));
 		}
 		for (j = 0; j < s->n; j++)
 			if (rows && s->sum[j].first == i)
-				put(s, S_ZERO, s->sum[j].name);
+				kern_put(s->k, S_ZERO, s->sum[j].name);
 		if (t->kind == S_PARTS && !totals) {
 			put_totals(s);
 			totals = true;
 		}
 		if (!own[i])
-			*put(s, S_NOTE, NULL) = *t;
+			*kern_put(s->k, S_NOTE, NULL) = *t;
 		put_spreads(s, i);
 	}
 }
@@ -275,7 +263,7 @@ move_parts(Spread *s, int par)
 	part = k->stmt[--k->nstmt];
 	for (i = k->nstmt - 1; k->stmt[i].kind != S_PARTS; i--)
 		;
-	(void)put(s, S_NOTE, NULL);
+	(void)kern_put(s->k, S_NOTE, NULL);
 	memmove(k->stmt + i + 2, k->stmt + i + 1, (size_t)(k->nstmt - i - 2) * sizeof *k->stmt);
 	k->stmt[i + 1] = part;
 	for (; i + 1 < k->nstmt; i++)

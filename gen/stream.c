@@ -214,13 +214,6 @@ add_let(Stream *s, const Stmt *t)
 	terms(s, t, t->e, false, s->nlet - 1);
 }
 
-static bool
-names(const Exp *e, const char *name)
-{
-	return e && ((e->name && strcmp(e->name, name) == 0) || names(e->a, name) ||
-	             names(e->b, name));
-}
-
 /* what comes of a vector after the body */
 static void
 find_out(const Stream *s, Let *x)
@@ -231,7 +224,7 @@ find_out(const Stream *s, Let *x)
 	x->store = -1;
 	for (i = s->end + 1; i < s->k->nstmt; i++) {
 		t = &s->k->stmt[i];
-		if (names(t->e, x->vec))
+		if (exp_names(t->e, x->vec))
 			x->out = true;
 		if (t->kind != S_VEC_STORE || strcmp(t->name, x->vec) != 0)
 			continue;
@@ -462,10 +455,10 @@ place_loads(Stream *s)
 
 /* statements */
 
-static Stmt *
-put(Stream *s, StmtKind kind, const char *name)
+Stmt *
+kern_put(Kern *k, StmtKind kind, const char *name)
 {
-	Stmt *t = PUSH(s->k->mem, s->k->stmt, s->k->nstmt, s->k->capstmt);
+	Stmt *t = PUSH(k->mem, k->stmt, k->nstmt, k->capstmt);
 
 	memset(t, 0, sizeof *t);
 	t->kind = kind;
@@ -486,7 +479,7 @@ put_light(Stream *s, const Exp *e, bool *said)
 	if (i >= 0 && s->let[i].light && !said[i]) {
 		said[i] = true;
 		put_light(s, s->let[i].e, said);
-		t = put(s, S_LET, s->let[i].name);
+		t = kern_put(s->k, S_LET, s->let[i].name);
 		t->e = renamed(s, s->let[i].e);
 	}
 	put_light(s, e->a, said);
@@ -539,9 +532,9 @@ put_scalars(Stream *s, const Exp *e, bool *said, bool *any)
 			bug("lower: %s uses more than %d coefficients", s->k->name, MaxScalars);
 		said[i] = true;
 		if (!*any)
-			put(s, S_IF, NULL);
+			kern_put(s->k, S_IF, NULL);
 		*any = true;
-		t = put(s, S_LET, e->name);
+		t = kern_put(s->k, S_LET, e->name);
 		t->e = NEW(s->k->mem, Exp);
 		t->e->kind = X_AGAIN;
 		t->e->name = "scalars";
@@ -559,10 +552,10 @@ put_action(Stream *s, Action *x)
 	Stmt *t;
 
 	if (!l) {
-		t = put(s, x->s.kind, x->s.name);
+		t = kern_put(s->k, x->s.kind, x->s.name);
 		*t = x->s;
 	} else {
-		t = put(s, l->begun ? S_VEC_ADD : S_VEC_SET, l->vec);
+		t = kern_put(s->k, l->begun ? S_VEC_ADD : S_VEC_SET, l->vec);
 		t->idx = (Idx){ 0, 0, 1 };
 		t->vw = 8;
 		l->begun = true;
@@ -587,7 +580,7 @@ put_loop(Stream *s, int loop, int n)
 		if (!s->let[i].light && !s->let[i].given && !s->let[i].begun)
 			for (j = 0; j < s->naction; j++)
 				if (s->action[j].loop == loop && s->action[j].let == i) {
-					put(s, S_VEC, s->let[i].vec)->n = n;
+					kern_put(s->k, S_VEC, s->let[i].vec)->n = n;
 					break;
 				}
 	if (!any)
@@ -595,7 +588,7 @@ put_loop(Stream *s, int loop, int n)
 	for (i = 0; i < s->naction; i++)
 		if (s->action[i].loop == loop)
 			put_scalars(s, s->action[i].e, again, &block);
-	put(s, S_ELEMS, NULL)->n = n;
+	kern_put(s->k, S_ELEMS, NULL)->n = n;
 	while (more)
 		for (more = false, i = 0; i < s->naction; i++) {
 			x = &s->action[i];
@@ -611,12 +604,12 @@ put_loop(Stream *s, int loop, int n)
 			if (x->let >= 0)
 				s->let[x->let].left--;
 		}
-	put(s, S_END, NULL);
+	kern_put(s->k, S_END, NULL);
 	if (block)
-		put(s, S_END, NULL);
+		kern_put(s->k, S_END, NULL);
 	for (i = 0; i < s->nlet; i++)
 		if (s->let[i].store >= 0 && !s->let[i].left && !s->stored[s->let[i].store]) {
-			*put(s, S_VEC_STORE, NULL) = s->old[s->let[i].store];
+			*kern_put(s->k, S_VEC_STORE, NULL) = s->old[s->let[i].store];
 			s->stored[s->let[i].store] = true;
 		}
 }
@@ -632,12 +625,12 @@ write_body(Stream *s)
 	s->k->stmt = NULL;
 	s->k->nstmt = s->k->capstmt = 0;
 	for (i = 0; i < s->first; i++)
-		*put(s, S_NOTE, NULL) = old[i];
+		*kern_put(s->k, S_NOTE, NULL) = old[i];
 	for (i = 0; i < s->nloop; i++) {
 		for (j = 0; j < s->norder; j++)
 			if (s->place[j] == i) {
 				s->k->map.nplace++;
-				put(s, S_LOADS, NULL)->n = s->k->map.nplace + 1;
+				kern_put(s->k, S_LOADS, NULL)->n = s->k->map.nplace + 1;
 				break;
 			}
 		for (j = 0; j < s->norder; j++)
@@ -648,7 +641,7 @@ write_body(Stream *s)
 	s->end_written = s->k->nstmt;
 	for (i = s->end + 1; i < nold; i++)
 		if (!s->stored[i])
-			*put(s, S_NOTE, NULL) = old[i];
+			*kern_put(s->k, S_NOTE, NULL) = old[i];
 }
 
 /* loads of the body's row that nothing else uses */
@@ -663,7 +656,7 @@ find_streams(Stream *s)
 	for (i = 0; i < k->nload; i++) {
 		in = out = false;
 		for (j = 0; j < k->nstmt; j++)
-			if (names(k->stmt[j].e, k->load[i].name))
+			if (exp_names(k->stmt[j].e, k->load[i].name))
 				*(j > s->first && j < s->end ? &in : &out) = true;
 		s->streams[i] = in && !out && k->load[i].place == 1;
 	}
@@ -719,7 +712,6 @@ static void
 keep_scalars(Kern *k)
 {
 	Map *m = &k->map;
-	Stream s = { .k = k };
 	const Stmt *old = k->stmt;
 	int nold = k->nstmt, i, j;
 	bool rows = false;
@@ -731,13 +723,13 @@ keep_scalars(Kern *k)
 	k->nstmt = k->capstmt = 0;
 	for (i = 0; i < nold; i++) {
 		if (old[i].kind == S_ROWS) {
-			put(&s, S_BARRIER, NULL);
+			kern_put(k, S_BARRIER, NULL);
 			rows = true;
 		}
-		*put(&s, S_NOTE, NULL) = old[i];
+		*kern_put(k, S_NOTE, NULL) = old[i];
 		for (j = 0; !rows && old[i].kind == S_LET && j < m->nscalar; j++)
 			if (strcmp(m->scalar[j], old[i].name) == 0)
-				put(&s, S_KEEP, old[i].name)->n = j;
+				kern_put(k, S_KEEP, old[i].name)->n = j;
 	}
 }
 

@@ -1,4 +1,4 @@
-/* Private to fuse.c, steps.c, plan.c, terms.c and recompute.c. */
+/* Private to fuse.c, steps.c, steps_attn.c, plan.c, terms.c and recompute.c. */
 #ifndef FUSE_H
 #define FUSE_H
 
@@ -29,7 +29,16 @@ void push(Plan *p, Step *s, Opd o);
 const char *sub_name(const Model *m, int sub);
 const char *site_name(Plan *p, const Val *v, const char *what);
 const char *short_name(const char *name);
+Opd opd_input(int which);
+/* a result of a tuple: the buffer of its OUT value, or a spare one */
+Opd opd_out(Fuse *f, int tuple, int which, const char *name, Dt dt, long width);
+Step *template_step(Fuse *f, int v, const char *name, const char *site);
 void heavy_step(Fuse *f, int i);
+
+/* steps_attn.c */
+void heavy_attn(Fuse *f, int i);
+void heavy_attn_bwd_cpu(Fuse *f, int i);
+void heavy_attn_bwd_cuda(Fuse *f, int i);
 
 /* fuse.c */
 bool is_row(const Val *v);

@@ -22,6 +22,7 @@ echo '|---|---|---|---|---|---|---|'
 also=scales=stream
 shape 'one lane' specs/single.yaml
 shape 'one lane, post learned' specs/single.yaml --set 'hc.post={learned: true}'
+shape 'modded-nanogpt baseline' specs/baseline.yaml
 also=
 shape 'two lanes' $two
 shape 'two lanes, sources at every sublayer' $two --set hc.sources.x0.sublayers=all --set hc.sources.e.sublayers=all

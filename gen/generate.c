@@ -111,16 +111,17 @@ fixed_nbytes(const Model *m)
 	return 4 * m->params_nbytes + m->weights_nbytes;
 }
 
-/* The fastest plan whose arenas keep to plan.memory: what is left to choose is
+/* The fastest plan whose arenas keep to plan.memory, or NULL; least: gets what the
+ * smallest takes, if that is less.  What is left to choose is
  * whether lane gradients wait for the end of the backward pass, and whether
  * activations are computed again. */
 static Plan *
-within_memory(Arena *a, const Graph *g, int target)
+within_memory(Arena *a, const Graph *g, int target, size_t *least)
 {
 	const Model *m = g->model;
 	Knobs k;
 	Plan *best = NULL, *best_big = NULL, *p, *big;
-	size_t most = (size_t)(m->spec->memory * 1e9), least = SIZE_MAX, n;
+	size_t most = (size_t)(m->spec->memory * 1e9), n;
 	int i;
 
 	for (i = 0; i < 4; i++) {
@@ -134,16 +135,12 @@ within_memory(Arena *a, const Graph *g, int target)
 		plan_verify(big);
 		mem_place(big);
 		n = big->acts_nbytes + fixed_nbytes(m);
-		least = n < least ? n : least;
+		*least = n < *least ? n : *least;
 		if (n > most || (best && plan_time(big) >= plan_time(best_big)))
 			continue;
 		best = p;
 		best_big = big;
 	}
-	if (!best)
-		die("plan.memory is %g GB; the program %s needs %.3f GB at least, with activations computed "
-		    "again: fewer tokens per micro-batch or a smaller plan.head_chunk take less", m->spec->memory,
-		    prog_name[g->mode], (double)least / 1e9);
 	return best;
 }
 
@@ -188,29 +185,44 @@ wants_scales(const Model *m, int mode)
 }
 
 static void
-plan_version(Arena *a, Version *v, int target)
+plan_version(Arena *a, Version *v, int target, size_t *least)
 {
 	const Spec *s = v->simple->model->spec;
 
-	v->plan = s->memory > 0 ? within_memory(a, v->simple, target) :
+	v->plan = s->memory > 0 ? within_memory(a, v->simple, target, least) :
 	          planned(a, v->simple, &s->plan, target);
 }
 
-/* the faster of the two versions of a program, or the one that is asked for */
+_Noreturn static void
+no_room(const Model *m, int mode, size_t least)
+{
+	die("plan.memory is %g GB; the program %s needs %.3f GB at least, with activations computed "
+	    "again: fewer tokens per micro-batch or a smaller plan.head_chunk take less", m->spec->memory,
+	    prog_name[mode], (double)least / 1e9);
+}
+
+/* the faster of the two versions of a program that fit, or the one that is asked for */
 static Version
 best_version(Arena *a, const Model *m, int mode, long T, int target)
 {
 	Graph *g = graph_build(a, m, mode, T);
 	Version v, w = scaled_version(a, g);
+	size_t least = SIZE_MAX;
 
 	if (w.built)
-		plan_version(a, &w, target);
-	if (w.built && wants_scales(m, mode))
+		plan_version(a, &w, target, &least);
+	if (w.built && wants_scales(m, mode)) {
+		if (!w.plan)
+			no_room(m, mode, least);
 		return w;
+	}
 	v = version(a, g);
-	plan_version(a, &v, target);
-	return w.built && plan_time(at_size(a, w.plan->g, target)) <
-	       plan_time(at_size(a, v.plan->g, target)) ? w : v;
+	plan_version(a, &v, target, &least);
+	if (!v.plan && !w.plan)
+		no_room(m, mode, least);
+	if (!v.plan || !w.plan)
+		return v.plan ? v : w;
+	return plan_time(at_size(a, w.plan->g, target)) < plan_time(at_size(a, v.plan->g, target)) ? w : v;
 }
 
 static Plan *

@@ -526,10 +526,10 @@ put_scalars(Stream *s, const Exp *e, bool *said, bool *any)
 		put_scalars(s, s->let[let].e, said, any);
 	if (e->kind == X_VAR && let < 0 && is_scalar(s, e->name)) {
 		i = scalar_place(s, e->name);
-		if (i < MaxScalars && said[i])
-			return;
 		if (i == MaxScalars)
 			bug("lower: %s uses more than %d coefficients", s->k->name, MaxScalars);
+		if (said[i])
+			return;
 		said[i] = true;
 		if (!*any)
 			kern_put(s->k, S_IF, NULL);

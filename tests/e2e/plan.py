@@ -141,6 +141,13 @@ def a_limit_on_memory_is_kept(tmp):
     expect(together(*sets(plan__memory=2 * full / 1e9)) == free)
     r = hcgen("plan", TWO, *sets(plan__memory=1), want=2)
     expect(re.search(r"plan.memory is 1 GB; the program train needs [\d.]+ GB at least", r.err), r)
+    # of two versions of a program the one that fits, unless the other is asked for
+    stream, weights = (float(re.search(r"needs ([\d.]+) GB at least", hcgen("plan", SINGLE, *sets(
+        plan__memory=1, plan__scales=word), want=2).err)[1]) for word in ("stream", "weights"))
+    expect(weights < stream, weights, stream)
+    between = sets(plan__memory=(stream + weights) / 2)
+    expect(glue(SINGLE, *between) == glue(SINGLE, *between, *sets(plan__scales="weights")))
+    hcgen("plan", SINGLE, *between, *sets(plan__scales="stream"), want=2)
 
 
 @case

@@ -172,6 +172,8 @@ init_at(const Init *in, int row, int nrow, int k, int l, int rowlen, int n)
 		return k == row % n ? 1 : 0;
 	case INIT_RAMP:
 		return nrow > 1 ? in->a + (in->b - in->a) * row / (nrow - 1) : in->a;
+	case INIT_KINDS:
+		return row % 2 ? in->b : in->a;
 	case INIT_VALUES:
 		return in->v[(in->n == rowlen ? 0 : row * rowlen) +
 		             (rowlen > n && n > 0 ? k * n + l : k)];
@@ -447,7 +449,6 @@ matrices(Ctx *c)
 	double std = s->init_std;
 	Sub *at, *ml;
 	int i, up = s->mlp == MLP_SWIGLU ? 2 * m->F : m->F;
-	double zero = s->init_out == OUT_ZERO ? 0 : 1;
 	char b[96];
 
 	m->embed = param_new(c, "embed", ROLE_TABLE, 2, m->Vp, m->C, 0);
@@ -473,7 +474,7 @@ matrices(Ctx *c)
 			m->param[at->qkv].std = std > 0 ? std : 0.5 / sqrt(m->C);
 			at->out = param_new(c, NAMED("attn.out"), ROLE_MATRIX, 2,
 			                    m->C, m->H * m->D, 0);
-			m->param[at->out].std = zero *
+			m->param[at->out].std = (s->init_attn_out == OUT_RANDOM) *
 			        (std > 0 ? std : 0.5 / sqrt(m->H * m->D));
 			attention_params(c, at, i);
 		}
@@ -485,7 +486,7 @@ matrices(Ctx *c)
 			m->param[ml->up].std = std > 0 ? std : 0.5 / sqrt(m->C);
 			ml->down = param_new(c, NAMED("mlp.down"), ROLE_MATRIX, 2,
 			                     m->C, m->F, 0);
-			m->param[ml->down].std = zero *
+			m->param[ml->down].std = (s->init_mlp_out == OUT_RANDOM) *
 			        (std > 0 ? std : 0.5 / sqrt(m->F));
 		}
 #undef NAMED

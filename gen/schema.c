@@ -169,7 +169,7 @@ init_expect(const Row *row, Buf *b)
 		buf_printf(b, "%s, ", row->words);
 	if (identity)
 		buf_puts(b, "{identity: a}, ");
-	buf_puts(b, "{ramp: [a, b]} or a list of numbers");
+	buf_puts(b, "{ramp: [a, b]}, {attn: a, mlp: b} or a list of numbers");
 }
 
 void
@@ -219,6 +219,9 @@ row_expect(const Row *row, Buf *b)
 		break;
 	case T_BETAS:
 		range_expect(row->range, "[b1, b2], two numbers", b);
+		break;
+	case T_NUMS:
+		buf_printf(b, "a list of 1 to %d numbers of at least %.16g", MaxTargets, row->range.lo);
 		break;
 	case T_INTS:
 		range_expect(row->range, "a list of integers", b);

@@ -19,6 +19,7 @@ typedef enum {
 	T_LAYERS, T_SUBLAYERS,  /* Sel */
 	T_INIT,                 /* Init */
 	T_BETAS,                /* double[2] */
+	T_NUMS,                 /* double *, its length at at2 */
 	T_INTS,                 /* int *, its length at at2 */
 	T_WINDOW,               /* int *, its length at at2; `full` is 0 */
 	T_FILES                 /* const char **, its length at at2 */

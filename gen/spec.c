@@ -271,6 +271,16 @@ derive(Read *r, Spec *s)
 			           "_, at most 63, no digit first)",
 			           quoted(r->a, s->name));
 	}
+	if (!given(s, "model.init.attn_out"))
+		s->init_attn_out = s->init_out;
+	if (!given(s, "model.init.mlp_out"))
+		s->init_mlp_out = s->init_out;
+	if (!given(s, "train.val_batch"))
+		s->val_batch = s->micro_batches > 0 ? s->tokens_per_step / s->micro_batches : 0;
+	if (!given(s, "train.val_seq_len"))
+		s->val_seq_len = s->seq_len;
+	if (!given(s, "data.val_packing"))
+		s->val_packing = s->packing;
 	if (!given(s, "model.kv_heads"))
 		s->kv_heads = s->heads;
 	if (!given(s, "model.head_dim") && s->heads > 0 &&

@@ -10,7 +10,7 @@
 #include "diag.h"
 
 enum { MaxLayers = 128, MaxLanes = 8, MaxSources = 4, MaxSkips = 8,
-       MaxGroups = 32, MaxFiles = 64 };
+       MaxGroups = 32, MaxFiles = 64, MaxStages = 16, MaxTargets = 4 };
 
 /* a selection of layers or of sublayers */
 typedef struct {
@@ -23,8 +23,9 @@ typedef struct {
 /* initial values of a coefficient table */
 typedef struct {
 	enum { INIT_CONST, INIT_IDENTITY, INIT_ROUND_ROBIN, INIT_RAMP,
-	       INIT_VALUES } kind;
-	double a, b;            /* CONST: a  IDENTITY: a on the diagonal  RAMP: a to b */
+	       INIT_KINDS, INIT_VALUES } kind;
+	double a, b;            /* CONST: a  IDENTITY: a on the diagonal  RAMP: a to b
+	                         * KINDS: a attention, b MLP */
 	int n;
 	double *v;              /* INIT_VALUES */
 } Init;
@@ -39,7 +40,7 @@ typedef struct {
 } Coef;
 
 enum Granularity { GR_NONE, GR_LAYER, GR_SUBLAYER, GR_LANE };
-enum Site { AT_WRITE, BEFORE_READ };
+enum Site { AT_WRITE, BEFORE_READ, ON_BRANCH };
 
 typedef struct {
 	const char *name;
@@ -47,8 +48,10 @@ typedef struct {
 	enum { SRC_X0, SRC_BIGRAM } kind;
 	int rows;               /* bigram: rows of the table */
 	double table_std;
+	bool hash_quirk;
 	enum Granularity granularity; /* GR_LAYER or GR_SUBLAYER */
 	bool shared;
+	int lane;               /* the only one it is added to, or LANE_ALL */
 	enum Site site;
 	bool detach;
 	enum { FIRST_IN_PLACE, FIRST_LANE_INIT, FIRST_BOTH } first;
@@ -70,17 +73,34 @@ typedef struct {
 typedef struct {
 	const char *name;
 	bool none;
-	Point from, to;         /* `to` unused in backouts */
-	Gate gate;
+	Point from, to;         /* `to` of skips alone */
+	Gate gate;              /* not of reads */
+	Sel sublayers;          /* of reads: whose branches see the value */
 } Skip;
+
+typedef enum { OPT_ADAMW, OPT_CAUTIOUS_ADAM, OPT_NORMUON } OptKind;
 
 typedef struct {
 	const char *name;
 	bool none;
 	const char *match;      /* glob on parameter names */
-	bool has_lr_mul, has_betas, has_eps, has_weight_decay;
-	double lr_mul, betas[2], eps, weight_decay;
+	bool has_kind, has_every, has_lr, has_lr_mul, has_betas, has_eps, has_weight_decay;
+	OptKind kind;
+	int every;
+	double lr, lr_mul, betas[2], eps, weight_decay;
 } Group;
+
+/* part of a run; what has a flag or a count of 0 is as elsewhere in the spec */
+typedef struct {
+	const char *name;
+	bool none;
+	bool has_steps, has_tokens, has_micro, has_seq, has_max_doc, has_long_window;
+	double share, lr_mul;
+	int steps, tokens_per_step, micro_batches, seq_len, max_doc, long_window;
+	int nwindow, *window;
+	int ntarget, ntarget_end;
+	double *target, *target_end;
+} Stage;
 
 /* what the search is told: 0 is auto, it decides */
 typedef struct {
@@ -110,12 +130,16 @@ typedef struct {
 	bool qk_norm, document_mask;
 	double attn_scale;      /* 0: auto */
 	int nwindow, *window;   /* cyclic over layers; 0 is `full` */
+	Sel long_layers;
+	int long_window;        /* 0 is `full` */
 	enum { ROT_NONE, ROT_HALF, ROT_ADJACENT } rotary;
 	double rotary_base;
 	int rotary_dims;        /* 0: head_dim */
 	enum { FREQ_POWER, FREQ_ENDPOINT } rotary_freq;
 	bool rotary_bf16;
-	Sel paired_layers, gate_layers, sa_layers, offset_layers, value_layers;
+	bool yarn;
+	double yarn_alpha, yarn_beta, yarn_growth;
+	Sel paired_layers, gate_layers, sa_layers, offset_layers, value_layers, split_layers;
 	int gate_channels, value_channels, smear_channels;      /* smear: 0: none */
 	int offset_first;       /* -1: rotary_dims */
 	double sa_init[2], value_std;
@@ -125,7 +149,8 @@ typedef struct {
 	enum { CAP_NONE, CAP_TANH, CAP_SIGMOID } softcap;
 	double cap, cap_shift, cap_temperature;
 	double embed_std, head_std, init_std;   /* init_std 0: auto */
-	enum { OUT_ZERO, OUT_NORMAL } init_out;
+	bool init_uniform;      /* else normal */
+	enum { OUT_ZERO, OUT_RANDOM } init_out, init_attn_out, init_mlp_out;
 
 	/* hc */
 	int lanes;
@@ -140,34 +165,49 @@ typedef struct {
 	int ndead, *dead;       /* hc.dead: sublayer indices */
 	Coef res, pre, post, lambda;
 	bool has_res, has_pre, has_post;        /* given in the spec */
+	bool post_outside;
 	enum Granularity lambda_granularity;
 	enum Site lambda_site;
-	int nsource, nskip, nbackout;
+	int nsource, nskip, nbackout, nread;
 	Source source[MaxSources];
-	Skip skip[MaxSkips], backout[MaxSkips];
+	Skip skip[MaxSkips], backout[MaxSkips], read[MaxSkips];
 
 	/* train */
 	int steps, tokens_per_step, seq_len, micro_batches, warmup;
 	double lr, cooldown, floor;
 	enum { COOL_CONSTANT, COOL_LINEAR, COOL_COSINE } cooldown_kind;
-	double clip;
+	double clip, loss_scale;        /* loss_scale 0: mean */
 	int val_every, val_tokens, log_every;
+	int val_batch, val_seq_len;     /* 0: as train */
 	long long seed;
+	int nstage;
+	Stage stage[MaxStages];
+	const char *untie;              /* a stage, or NULL */
+	bool has_untie;
+	int nfinal_window, *final_window;
+	bool has_final_long;
+	int final_long_window;
 
 	/* optim */
+	OptKind optim;
+	int every;
 	double betas[2], eps, weight_decay;
+	double momentum, momentum_start;        /* of NorMuon */
+	int momentum_warmup, momentum_cooldown;
 	int ngroup;
 	Group group[MaxGroups];
 
 	/* data */
 	int ntrain, nval;
 	const char **train, **val;      /* as written; "auto" alone means auto */
-	enum { PACK_STREAM, PACK_DOCUMENTS } packing;
+	enum { PACK_STREAM, PACK_DOCUMENTS } packing, val_packing;
 	bool shuffle;
 	int bos, max_doc;
 
 	/* numerics, target, plan */
-	enum { F_F32, F_BF16 } storage, gemm;
+	enum { F_F32, F_BF16 } storage, gemm, params;
+	enum { HEAD_AUTO, HEAD_FP8 } head;
+	double fp8_x, fp8_w, fp8_grad;  /* what becomes 448 */
 	enum { TGT_H200, TGT_H100, TGT_CPU } target;
 	enum { SEARCH_AUTO, SEARCH_NAIVE } search;
 	Knobs plan;

@@ -122,6 +122,13 @@ init_print(const Init *i, Buf *b)
 		nums_print(v, 2, b);
 		buf_puts(b, "}");
 		break;
+	case INIT_KINDS:
+		buf_puts(b, "{attn: ");
+		num_print(i->a, b);
+		buf_puts(b, ", mlp: ");
+		num_print(i->b, b);
+		buf_puts(b, "}");
+		break;
 	case INIT_VALUES:
 		nums_print(i->v, i->n, b);
 		break;
@@ -231,6 +238,10 @@ value_print(const Row *row, const void *base, Buf *b)
 	case T_BETAS:
 		nums_print((const void *)at, 2, b);
 		break;
+	case T_NUMS:
+		memcpy(&p, at, sizeof p);
+		nums_print(p, int_at(base, row->at2), b);
+		break;
 	case T_INTS:
 		memcpy(&p, at, sizeof p);
 		ints_print(p, int_at(base, row->at2), NULL, b);
@@ -256,6 +267,8 @@ value_print(const Row *row, const void *base, Buf *b)
 static bool
 present(const Row *row, const void *base)
 {
+	if (!row->dflt && (row->type == T_WINDOW || row->type == T_NUMS))
+		return int_at(base, row->at2) > 0;
 	if (!row->dflt)
 		return row->at != NOWHERE && bool_at(base, row->at2);
 	if (*row->dflt == '=' && row->type == T_INT)

@@ -174,7 +174,7 @@ static const char *
 hint(Arena *a, const Row *row, const Node *n)
 {
 	bool integer = row->type != T_NUM && row->type != T_INIT &&
-	               row->type != T_BETAS;
+	               row->type != T_BETAS && row->type != T_NUMS;
 	const char *s = n->text, *why;
 	double v;
 
@@ -407,6 +407,8 @@ get_init(const Ctx *c, const Node *n)
 	const char *words = c->row->words;
 	bool identity = words && strcmp(words, "identity") == 0;
 	const Node *ramp = only_key(n, "ramp"), *diag = only_key(n, "identity");
+	const Pair *attn = n->kind == N_MAP ? map_find(n, "attn") : NULL;
+	const Pair *mlp = n->kind == N_MAP ? map_find(n, "mlp") : NULL;
 	Init init = {0};
 	double v[2];
 
@@ -423,6 +425,10 @@ get_init(const Ctx *c, const Node *n)
 			return false;
 		init.a = v[0];
 		init.b = v[1];
+	} else if (n->kind == N_MAP && n->n == 2 && attn && mlp) {
+		init.kind = INIT_KINDS;
+		if (!get_num(c, attn->value, "a number", &init.a) || !get_num(c, mlp->value, "a number", &init.b))
+			return false;
 	} else if (n->kind == N_LIST && n->n > 0 && n->n <= MaxValues) {
 		init.kind = INIT_VALUES;
 		init.n = n->n;
@@ -449,6 +455,21 @@ get_betas(const Ctx *c, const Node *n)
 		return false;
 	put(c, c->row->at, v, sizeof v);
 	put(c, c->row->at2, &yes, sizeof yes);
+	return true;
+}
+
+static bool
+get_targets(const Ctx *c, const Node *n)
+{
+	double *v;
+
+	if (n->kind != N_LIST || n->n < 1 || n->n > MaxTargets)
+		return wrong(c, n, NULL);
+	v = NEWN(c->a, double, n->n);
+	if (!get_nums(c, n, v))
+		return false;
+	put(c, c->row->at, &v, sizeof v);
+	put(c, c->row->at2, &n->n, sizeof n->n);
 	return true;
 }
 
@@ -546,6 +567,8 @@ get_word(const Ctx *c, const Node *n)
 		put(c, c->row->at, &flag, sizeof flag);
 	else
 		put(c, c->row->at, &v, sizeof v);
+	if (c->row->type == T_WORD)
+		put(c, c->row->at2, &(bool){ true }, sizeof(bool));
 	return true;
 }
 
@@ -612,6 +635,7 @@ value_read(Arena *a, Diag *d, const Row *row, const char *path, const Node *n,
 		if (n->kind != N_SCALAR || !name_valid(n->text))
 			return wrong(&c, n, NULL);
 		put(&c, row->at, &n->text, sizeof n->text);
+		put(&c, row->at2, &(bool){ true }, sizeof(bool));
 		return true;
 	case T_TEXT:
 		if (!get_text(&c, n, &s))
@@ -642,6 +666,8 @@ value_read(Arena *a, Diag *d, const Row *row, const char *path, const Node *n,
 		return get_init(&c, n);
 	case T_BETAS:
 		return get_betas(&c, n);
+	case T_NUMS:
+		return get_targets(&c, n);
 	case T_INTS:
 		if (n->kind != N_LIST)
 			return wrong(&c, n, NULL);

@@ -120,7 +120,7 @@ class Spec:
             rotary=(0.8, lambda: self.rotary(D)),
             init=(0.6, lambda: self.some(
                 std=(0.5, lambda: pick(["auto", 0.1, 0.02])),
-                out=(0.8, lambda: pick(["zero", "normal"])),
+                out=(0.8, lambda: pick(["zero", "random"])),
                 embed_std=(0.3, lambda: pick([1.0, 0.5])),
                 head_std=(0.4, lambda: pick([0.005, 0.2, 0]))))))
         out["attention"] = self.some(

@@ -49,7 +49,7 @@ def _norm(name, spec):
 def _branch(spec, prefix, into, outof):
     """The two matrices of a branch and its norm; fan-in is the last dimension."""
     ini = spec.model.init
-    out_std = _auto(ini.std, outof[1][1]) if ini.out == "normal" else 0.0
+    out_std = _auto(ini.std, outof[1][1]) if ini.out == "random" else 0.0
     return _norm(prefix + "norm", spec) + [
         Param(prefix + into[0], into[1], "matrix", _auto(ini.std, into[1][1])),
         Param(prefix + outof[0], outof[1], "matrix", out_std)]

@@ -268,7 +268,7 @@ SCHEMA = Section({
                             "cap": (number, ABSENT), "shift": (number, 5.0),
                             "temperature": (number, 7.5)}, "cap", {"none": "kind"}),
         "init": Section({"std": (word_or(("auto",), number), "auto"),
-                         "out": (choice("zero", "normal"), "zero"),
+                         "out": (choice("zero", "random"), "zero"),
                          "embed_std": (number, 1.0), "head_std": (number, 0.005)}),
     }),
     "hc": Section({

@@ -995,7 +995,7 @@ graphs_by_hand(void)
 /* specs */
 
 static const char eight[] =
-	"model: {layers: 2, width: 104, heads: 1, kv_heads: 1, head_dim: 8, vocab: 50, init: {out: normal}, norm_weight: true}\n"
+	"model: {layers: 2, width: 104, heads: 1, kv_heads: 1, head_dim: 8, vocab: 50, init: {out: random}, norm_weight: true}\n"
 	"hc: {lanes: 8, res: {learned: true, init: 0.125}, pre: {learned: true}, post: {learned: true}, "
 	"output: learned, lane_init: {learned: true}, resid_lambda: {granularity: lane}, "
 	"sources: {x0: {kind: x0}, e: {kind: bigram, rows: 33}}}\n"

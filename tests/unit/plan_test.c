@@ -133,14 +133,14 @@ plans(void)
 
 /* wide ones: eight lanes with everything learned, the width of a real model */
 static const struct { const char *name, *yaml; } wide[] = {
-	{ "eight lanes", "model: {layers: 2, width: 64, heads: 4, vocab: 50, init: {out: normal}}\n"
+	{ "eight lanes", "model: {layers: 2, width: 64, heads: 4, vocab: 50, init: {out: random}}\n"
 	  "hc: {lanes: 8, res: {learned: true, init: 0.125}, pre: {learned: true}, post: {learned: true}, "
 	  "output: learned, lane_init: {learned: true}, resid_lambda: {granularity: lane}, "
 	  "sources: {x0: {kind: x0}, e: {kind: bigram, rows: 33}}}\n"
 	  TRAIN(64, 32) },
 	{ "width 768", "model: {layers: 1, width: 768, heads: 6, vocab: 300, norm_weight: true, "
-	  "init: {out: normal}}\nhc: {lanes: 2, post: {learned: true}}\n" TRAIN(16, 8) },
-	{ "many layers", "model: {layers: 12, width: 32, heads: 2, vocab: 40, init: {out: normal}}\n"
+	  "init: {out: random}}\nhc: {lanes: 2, post: {learned: true}}\n" TRAIN(16, 8) },
+	{ "many layers", "model: {layers: 12, width: 32, heads: 2, vocab: 40, init: {out: random}}\n"
 	  "hc: {lanes: 3, layers: {first: 2, last: 8}, res: {learned: true}, post: {learned: true}, "
 	  "skips: {s: {from: {sublayer: 3}, to: {sublayer: 20}, gate: 0.5}}}\n" TRAIN(32, 16) },
 };

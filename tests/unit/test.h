@@ -177,7 +177,7 @@ model_of(const char *name, const char *yaml)
  * that changes a graph */
 
 #define MODEL(layers, rest) "model: {layers: " #layers ", width: 16, heads: 2, vocab: 19, " \
-	"vocab_multiple: 8, init: {out: normal}, " rest "}\n"
+	"vocab_multiple: 8, init: {out: random}, " rest "}\n"
 #define END_SPEC "data: {bos: 3}\nnumerics: {storage: f32, gemm: f32}\n"
 #define TRAIN(tokens, seq) "train: {tokens_per_step: " #tokens ", seq_len: " #seq "}\n" END_SPEC
 
@@ -192,7 +192,7 @@ static const struct { const char *name, *yaml; } spec_text[] = {
 	{ "swiglu-gqa-windows",
 	  "model: {layers: 3, width: 32, heads: 4, kv_heads: 2, vocab: 19, vocab_multiple: 1, "
 	  "norm_weight: true, mlp: {kind: swiglu, hidden: 40}, rotary: {kind: adjacent, dims: 6}, "
-	  "attention: {window: [full, 2], scale: 0.3}, init: {out: normal}}\n"
+	  "attention: {window: [full, 2], scale: 0.3}, init: {out: random}}\n"
 	  TRAIN(32, 16) },
 	{ "tiny-shape",
 	  MODEL(3, "softcap: {kind: sigmoid, cap: 23}")
@@ -244,19 +244,19 @@ static const struct { const char *name, *yaml; } spec_text[] = {
 	  "rotary: {kind: adjacent, dims: 8, base: 64, frequencies: endpoint, dtype: bf16}, "
 	  "attention: {window: [3, 5], gate: {layers: {except: [1]}, channels: 6}, "
 	  "sa_lambda: {layers: [0, 2], init: [0.5, 1.5]}, key_offset: [1, 2]}, "
-	  "value_embed: {layers: [0, 2], channels: 12, std: 1}, init: {out: normal}}\n"
+	  "value_embed: {layers: [0, 2], channels: 12, std: 1}, init: {out: random}}\n"
 	  "hc: {resid_lambda: {granularity: layer, site: before_read, init: 1.1}, sources: {x0: {kind: x0, init: 0.1}}}\n"
 	  TRAIN(24, 12) },
 	{ "paired-heads",
 	  "model: {layers: 3, width: 32, heads: 4, vocab: 19, vocab_multiple: 8, "
 	  "rotary: {kind: half, dims: 6, base: 64}, attention: {window: [3, full], paired: [0, 2], gate: [0, 1]}, "
-	  "value_embed: {layers: [0], std: 1}, init: {out: normal}}\n"
+	  "value_embed: {layers: [0], std: 1}, init: {out: random}}\n"
 	  "hc: {lanes: 2, post: {learned: true}}\n"
 	  TRAIN(24, 12) },
 	{ "gates-with-lanes",
 	  "model: {layers: 2, width: 32, heads: 4, kv_heads: 2, vocab: 19, vocab_multiple: 8, norm_weight: true, smear: 12, "
 	  "rotary: {kind: half}, attention: {qk_norm: false, gate: all, key_offset: {layers: [1], first: 0}, sa_lambda: all}, "
-	  "value_embed: {layers: all, channels: 3, std: 1}, init: {out: normal}}\n"
+	  "value_embed: {layers: all, channels: 3, std: 1}, init: {out: random}}\n"
 	  "hc: {lanes: 2, post: {learned: true}, res: {learned: true}}\n"
 	  TRAIN(24, 12) },
 	{ "documents",

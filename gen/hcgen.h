@@ -2,6 +2,7 @@
  *
  *   spec.c      text   -> Spec      (spec.h)
  *   model.c     Spec   -> Model     every dimension a number, every parameter named
+ *   stages.c                        which steps run on how many tokens, in which windows
  *   graph.c     Model  -> Graph     forward pass as SSA: row algebra and heavy ops
  *   scales.c    Graph  -> Graph     learned factors of products in their matrices
  *   grad.c      Graph  -> Graph     reverse mode appended
@@ -54,18 +55,39 @@ typedef struct {
 	enum Site lambda_site;
 	int nterm;
 	Term term[MaxSources];
-	int window;             /* keys before the token; 0: no limit */
+	int window;             /* of the stage; keys before the token; 0: no limit */
 	int qkv, out, up, down, norm;   /* parameters; -1: none */
 	int gate, sa, value_embed, value_gate;
 	bool paired;
 	int offset;             /* first channel of a head whose key is the token before's; -1: none */
 } Sub;
 
+/* a part of the run */
+typedef struct {
+	const char *name;
+	int first, end;         /* steps first … end - 1 */
+	int T, seq, micro, max_doc;
+	int *window;            /* [L] keys before the token; 0: no limit */
+	int long_window;
+	double lr_mul;
+	int ntarget;
+	double target[MaxTargets], target_end[MaxTargets];
+	float *freq;            /* [rot/2] */
+	double attn_scale;
+} ModelStage;
+
 typedef struct {
 	const Spec *spec;
-	int L, S, C, H, K, D, F, V, Vp, n, T, seq, rot;
-	int plan_T;              /* rows that the plan is chosen for: T, unless reduced */
-	double attn_scale;
+	int L, S, C, H, K, D, F, V, Vp, n, rot;
+	int T, seq;             /* of a micro-batch of the stage that is planned for, */
+	const float *freq;      /* as are frequencies, */
+	double attn_scale;      /* scale and the windows of sublayers */
+	int plan_T;             /* rows that the plan is chosen for: T, unless reduced */
+	int steps, nstage, planned;
+	ModelStage *stage;
+	int ntarget;            /* most targets of any stage */
+	int val_T, val_seq;     /* of validation */
+	int *final_window;      /* [L] of that after the last step */
 	int nparam;
 	Param *param;
 	Sub *sub;               /* [S] */
@@ -88,6 +110,18 @@ typedef struct {
 Model *model_build(Arena *a, Diag *d, const Spec *s);
 void model_print(const Model *m, FILE *f);
 void model_verify(const Model *m);
+bool sel_has(const Sel *s, int i, bool attn);
+
+/* stages.c */
+
+/* part of model_build */
+void model_stages(Arena *a, Diag *d, Model *m);
+/* The model in stage i: its T, seq, windows, frequencies, scale. */
+Model *model_stage(Arena *a, const Model *m, int i);
+/* The same for validation in stage i; nstage: after the last step. */
+Model *model_eval(Arena *a, const Model *m, int i);
+/* The planned stage alone, on at least `rows` rows in sequences of at most `seq`. */
+Model *model_reduced(Arena *a, const Model *m, long rows, long seq);
 
 /* graph.c, grad.c, simplify.c */
 
@@ -424,9 +458,6 @@ typedef struct {
 const Target *target_of(const Model *m);
 
 /* interp.c */
-
-/* frequencies of a rotary table of so many columns are base^(-j / this) */
-int rotary_steps(const Model *m, int columns);
 
 /* Inputs of a run, host arrays; params by parameter index, in double. */
 typedef struct {

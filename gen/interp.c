@@ -186,19 +186,11 @@ eval_index(Interp *I, const Val *v, double *r)
 		}
 }
 
-int
-rotary_steps(const Model *m, int columns)
-{
-	int n = columns - (m->spec->rotary_freq == FREQ_ENDPOINT);
-
-	return n > 0 ? n : 1;
-}
-
-/* entry of a position and column j of a rotary table of n columns */
+/* entry of a position and column j of a rotary table */
 static double
-rotary_entry(const Model *m, long position, int j, int n, bool sine)
+rotary_entry(const Model *m, long position, int j, bool sine)
 {
-	double theta = (double)position * pow(m->spec->rotary_base, -(double)j / rotary_steps(m, n));
+	double theta = (double)((float)position * m->freq[j]);
 	float x = (float)(sine ? sin(theta) : cos(theta));
 
 	return m->spec->rotary_bf16 ? round_bf16(x) : x;
@@ -226,8 +218,8 @@ eval_leaf(Interp *I, const Val *v, double *r)
 		for (t = 0; t < I->in->T; t++)
 			for (j = 0; j < n; j++)
 				r[t * n + j] = v->attr[1] ?
-				        rotary_entry(m, 2 * (t % m->seq) + 2 * j / n, j % (n / 2), n / 2, v->attr[0] != 0) :
-				        rotary_entry(m, t % m->seq, j, n, v->attr[0] != 0);
+				        rotary_entry(m, 2 * (t % m->seq) + 2 * j / n, j % (n / 2), v->attr[0] != 0) :
+				        rotary_entry(m, t % m->seq, j, v->attr[0] != 0);
 		break;
 	}
 }

@@ -137,10 +137,14 @@ tables_inputs(const Bundle *b, Buf *o)
 	int i, j;
 
 	for (i = 0; m->rot && i < 2; i++) {
-		buf_printf(o, "table tables+%zu %s %d %d ", i ? b->sin_off : b->cos_off,
-		           i ? "rope_sin" : "rope_cos", m->seq * (m->paired ? 2 : 1), m->rot / 2);
-		buf_num(o, m->spec->rotary_base);
-		buf_printf(o, " %d %s\n", rotary_steps(m, m->rot / 2), m->spec->rotary_bf16 ? "bf16" : "f32");
+		buf_printf(o, "table tables+%zu %s %d %d %s", i ? b->sin_off : b->cos_off,
+		           i ? "rope_sin" : "rope_cos", m->seq * (m->paired ? 2 : 1), m->rot / 2,
+		           m->spec->rotary_bf16 ? "bf16" : "f32");
+		for (j = 0; j < m->rot / 2; j++) {
+			buf_puts(o, " ");
+			buf_num(o, m->freq[j]);
+		}
+		buf_puts(o, "\n");
 	}
 	for (i = 0; i < 3; i++)
 		buf_printf(o, "input %s inputs+%zu\n", name[i], b->input[i]);

@@ -58,7 +58,7 @@ glob_match(const char *p, const char *s)
 
 /* selections */
 
-static bool
+bool
 sel_has(const Sel *s, int i, bool attn)
 {
 	int j;
@@ -260,6 +260,7 @@ check_selections(Ctx *c)
 	int j;
 
 	sel_check(c, &s->attn_layers, c->m->L, "layer", "model.attention.layers");
+	sel_check(c, &s->long_layers, c->m->L, "layer", "model.attention.long_layers");
 	sel_check(c, &s->paired_layers, c->m->L, "layer", "model.attention.paired");
 	sel_check(c, &s->gate_layers, c->m->L, "layer", "model.attention.gate.layers");
 	sel_check(c, &s->sa_layers, c->m->L, "layer", "model.attention.sa_lambda.layers");
@@ -312,7 +313,6 @@ check_dims(Ctx *c)
 {
 	const Spec *s = c->s;
 	Model *m = c->m;
-	long T;
 
 	if (s->width % 8 != 0)
 		ERR(c, "model.width", "width %d is not a multiple of 8", s->width);
@@ -329,18 +329,8 @@ check_dims(Ctx *c)
 		ERR(c, "model.rotary.dims", "rotary dims %d is not an even number up to "
 		    "head_dim %d", m->rot, s->head_dim);
 	check_attention(c);
-	if (s->tokens_per_step % s->micro_batches != 0)
-		ERR(c, "train.micro_batches", "micro_batches %d does not divide "
-		    "tokens_per_step %d", s->micro_batches, s->tokens_per_step);
-	T = s->tokens_per_step / s->micro_batches;
-	if (T % s->seq_len != 0)
-		ERR(c, "train.seq_len", "seq_len %d does not divide the %ld tokens of a "
-		    "micro-batch", s->seq_len, T);
 	if (s->bos >= s->vocab && s->packing == PACK_DOCUMENTS)
 		ERR(c, "data.bos", "bos %d is not below vocab %d", s->bos, s->vocab);
-	if (s->lanes > 1 && s->width > 0 && T * (long)m->F > 1L << 40)
-		ERR(c, "train.tokens_per_step", "%ld tokens of width %d do not fit",
-		    T, m->F);
 	check_selections(c);
 }
 
@@ -514,7 +504,6 @@ sublayers_hc(Ctx *c)
 		u->enter = u->attn && i / 2 == c->first && c->first > 0 && m->n > 1;
 		u->leave = !u->attn && i / 2 == c->last && c->last < m->L - 1 &&
 		           s->leave != LEAVE_KEEP && m->n > 1;
-		u->window = s->nwindow ? s->window[(i / 2) % s->nwindow] : 0;
 		in = i / 2 >= c->first && i / 2 <= c->last;
 		for (k = 0; k < u->n; k++) {
 			for (l = 0; l < u->n; l++)
@@ -795,11 +784,9 @@ dimensions(Ctx *c)
 	m->Vp = (s->vocab + s->vocab_multiple - 1) / s->vocab_multiple *
 	        s->vocab_multiple;
 	m->n = s->lanes;
-	m->T = m->plan_T = s->tokens_per_step / s->micro_batches;
-	m->seq = s->seq_len;
 	m->rot = s->rotary == ROT_NONE ? 0 : s->rotary_dims;
-	m->attn_scale = s->attn_scale > 0 ? s->attn_scale :
-	                m->D > 0 ? 1 / sqrt(m->D) : 1;
+	m->val_T = s->val_batch;
+	m->val_seq = s->val_seq_len;
 	m->sub = NEWN(c->a, Sub, m->S);
 }
 
@@ -824,6 +811,7 @@ model_build(Arena *a, Diag *d, const Spec *s)
 
 	dimensions(&c);
 	check_dims(&c);
+	model_stages(a, d, m);
 	find_live(&c);
 	find_range(&c);
 	if (diag_count(d))
@@ -851,6 +839,8 @@ model_build(Arena *a, Diag *d, const Spec *s)
 		return NULL;
 	place_params(m);
 	model_hash(m);
+	m = model_stage(a, m, m->planned);
+	m->plan_T = m->T;
 	return m;
 }
 

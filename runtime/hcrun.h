@@ -41,8 +41,7 @@ typedef struct {
 	Place at;
 	bool sine;
 	int positions, columns;
-	double base;
-	int steps;                      /* frequencies are base^(-j/steps) */
+	float *frequency;               /* [columns] */
 	bool bf16;                      /* entries are rounded to it */
 } RunTable;
 

@@ -167,7 +167,7 @@ table_item(void *arg, long pos)
 	int j;
 
 	for (j = 0; j < t->columns; j++) {
-		theta = (double)pos * pow(t->base, -(double)j / t->steps);
+		theta = (double)((float)pos * t->frequency[j]);
 		x[j] = (float)(t->sine ? sin(theta) : cos(theta));
 		if (t->bf16)
 			x[j] = round_to_bf16(x[j]);

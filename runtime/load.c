@@ -251,18 +251,20 @@ load_table(Load *l)
 {
 	RunTable t = {0};
 	char *at = line_word(l, "a place");
+	int i;
 
 	t.sine = CHOICE(l, "table", "rope_cos", "rope_sin");
 	t.positions = (int)line_integer(l, "positions", 1, 1L << 30);
 	t.columns = (int)line_integer(l, "columns", 1, MaxWidth);
-	t.base = line_real(l, "base", 1e-30, 1e30);
-	t.steps = (int)line_integer(l, "steps", 1, MaxWidth);
 	t.bf16 = CHOICE(l, "precision", "f32", "bf16");
 	t.at = line_to_place(l, at,
 			     line_product(l, "table", (long)t.positions * t.columns, 4),
 			     4);
 	if (t.at.arena != AR_TABLES)
 		line_bad(l, "a table in %s", arena_names[t.at.arena]);
+	t.frequency = NEWN(l->mem, float, t.columns);
+	for (i = 0; i < t.columns; i++)
+		t.frequency[i] = (float)line_real(l, "frequency", 0, 1e30);
 	line_end(l);
 	*PUSH(l->mem, l->run->table, l->run->ntable, l->captable) = t;
 }

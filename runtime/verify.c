@@ -300,25 +300,9 @@ random_tokens(Verify *v, uint64_t *s, int32_t *tok, long n)
 static Model *
 shrink(Verify *v, long rows)
 {
-	Spec *s = NEW(v->a, Spec);
-	Diag *d = diag_new(v->a);
 	long seq = v->o->seq > 0 ? v->o->seq : 61;      /* odd, and no multiple of any block */
-	Model *m;
 
-	*s = *v->m->spec;
-	if (s->seq_len > seq)
-		s->seq_len = (int)seq;
-	if (rows <= 0)
-		rows = 122;
-	rows = (rows + s->seq_len - 1) / s->seq_len * s->seq_len;
-	s->tokens_per_step = (int)rows;
-	s->micro_batches = 1;
-	s->warmup = 0;
-	m = model_build(v->a, d, s);
-	if (!m)
-		bug("verify: the reduced spec has errors");
-	m->plan_T = v->m->T;
-	return m;
+	return model_reduced(v->a, v->m, rows > 0 ? rows : 122, seq);
 }
 
 /* The emitted directory is temporary and goes when the process does, however

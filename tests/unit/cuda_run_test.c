@@ -111,7 +111,7 @@ static const char head_text[] =
 static const char tail_text[] =
         "arena tables 256\narena inputs 256\narena sched 32\narena result 16\n"
         "param embed f32 8,8 params+0 weights+0 normal 1\n"
-        "table tables+0 rope_cos 8 4 10000 4 f32\n"
+        "table tables+0 rope_cos 8 4 f32 1 0.1 0.01 0.001\n"
         "input tokens inputs+0\n"
         "input targets inputs+64\n"
         "output logits acts+0 8\n";

@@ -374,7 +374,7 @@ def init_agrees_with_integers():
 
 @case
 def init_values():
-    s = read("full", "model.init.out=normal", "train.seed=9")
+    s = read("full", "model.init.out=random", "train.seed=9")
     p = init.initial(s)
     assert p["embed"].shape == (24, 12) and abs(p["embed"].std() - 1) < 0.2
     assert abs(p["layers.0.attn.out"].std() * 24 ** 0.5 - 0.5) < 0.15
@@ -1393,7 +1393,7 @@ def micro_batches_add_up():
 def training_learns():
     data.write_shard(os.path.join(FOLDER.name, "train.bin"), ([3] + list(range(4, 20))) * 20)
     s = read("full", "data.train=train.bin", "train.lr=0.01", "train.steps=40",
-             "model.init.head_std=0.3", "model.init.out=normal")
+             "model.init.head_std=0.3", "model.init.out=random")
     params = train.leaves(init.initial(s), torch.float32)
     t, rows = train.Trainer(s, params, torch.float32), data.sequences(s, s.data.train)
     losses = [t.step([data.batch(rows, k * t.rows, t.rows)]) for k in range(40)]

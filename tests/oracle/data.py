@@ -77,7 +77,9 @@ def next_sequence(pieces, seq_len):
 def pack_documents(tokens, seq_len, bos, max_doc):
     """[sequences, seq_len + 1]"""
     pieces = (tokens[a:b][:max_doc or None] for a, b in zip(*documents(tokens, bos)))
-    rows = list(iter(lambda: next_sequence(pieces, seq_len), None))
+    rows = []
+    while (row := next_sequence(pieces, seq_len)) is not None:
+        rows.append(row)
     return np.stack(rows) if rows else np.empty((0, seq_len + 1), np.int64)
 
 

@@ -271,6 +271,8 @@ class Optimizer:
 
     def __init__(self, spec, tensors):
         self.rules, self.tensors, self.t = Rules(spec), tensors, 0
+        if self.rules.last_tied >= 0:
+            tensors["embed"].detach().copy_(tensors["head"])
         self.whole = {p.name: tensors[p.name].detach().clone() for p in parameters(spec)
                       if holds_bf16(spec, p) and p.name not in self.rules.rounds}
         plain = {k: v.detach() for k, v in tensors.items()}

@@ -2,13 +2,13 @@
 
 Nothing here is compared with itself: gradients with central differences, the
 vectorised parts with loops, the lane algebra with a dense transcription of
-docs/spec.md, the optimizer with torch.optim.
+docs/spec.md, the optimizer with torch.optim, whole nets with what is published
+about them (facts_cases.py).
 """
 import hashlib
 import math
 import os
 import sys
-import tempfile
 
 import numpy as np
 import torch
@@ -16,173 +16,19 @@ import torch.nn.functional as F
 
 import branches
 import data
+import fp8
 import init
-import oracle
 import safetensors
 import spec as specs
+import stages
 import train
 from model import Model, bigram_rows
 from optim import AdamW, matches, schedule, settings
 from parameters import parameters
+from testing import (CASES, FOLDER, TINY, case, close, doubles, grads_of, loss_of, raises, read,
+                     text_spec, tokens_for, write_specs)
 
-CASES = []
-FOLDER = tempfile.TemporaryDirectory()
-
-
-def case(f):
-    CASES.append(f)
-    return f
-
-
-# ---- specs used below -----------------------------------------------------
-
-TINY = """
-name: tiny
-model: {layers: 3, width: 12, heads: 2, vocab: 23, vocab_multiple: 8, norm_eps: 0.001}
-train: {tokens_per_step: 22, seq_len: 11}
-data: {bos: 3, shuffle: false}
-"""
-
-# everything learned, everything present; layer 1 has no attention
-FULL = """
-extends: tiny.yaml
-model:
-  heads: 4
-  kv_heads: 2
-  head_dim: 6
-  norm_weight: true
-  attention: {window: [4, full], layers: {except: [1]}}
-  rotary: {kind: half, dims: 4}
-  softcap: {kind: sigmoid, cap: 23}
-  mlp: {kind: swiglu, hidden: 10}
-hc:
-  lanes: 3
-  lane_init: {kind: split, learned: true}
-  output: learned
-  res: {init: {identity: 1.02}, learned: true}
-  pre: {learned: true}
-  post: {init: {ramp: [0.8, 1.8]}, learned: true, sublayers: {except: [3]}}
-  resid_lambda: {granularity: lane, init: 1.05}
-  sources:
-    x: {kind: x0, init: 0.1, site: before_read}
-    big: {kind: bigram, rows: 17, table_std: 0.5, init: 0.05, first: both, sublayers: attn}
-  skips:
-    a: {from: {sublayer: 0, lane: 1}, to: {sublayer: 3},
-        gate: {kind: token, init: 0.3, channels: 5}}
-    b: {from: {sublayer: 3, lane: mean, when: before}, to: {sublayer: 4, lane: 2, when: after},
-        gate: 0.4}
-  backouts:
-    out: {from: {sublayer: 2, lane: 2}, gate: {kind: sigmoid, init: -1}}
-"""
-
-# a range in the middle that keeps its lanes, terms per layer, a dead sublayer
-KEEP = """
-extends: full.yaml
-model: {tied: true, mlp: gelu, attention: {document_mask: false, scale: 0.3}, rotary: adjacent,
-        softcap: {kind: tanh, cap: 5}, layers: 4}
-hc:
-  layers: [1, 2]
-  leave: keep
-  lane_init: first
-  dead: [4]
-  resid_lambda: {granularity: layer, site: before_read}
-  sources: {x: {granularity: layer, shared: true, site: at_write, init: [0.1], first: lane_init}}
-  skips:
-    a.from.sublayer: 2
-    b: {to: {lane: all, sublayer: 5}, from: {sublayer: 4}}
-"""
-
-# a range at the start that leaves by the sum; ReLU squared
-LEAVE = """
-extends: full.yaml
-model: {mlp: relu2, embed_norm: false}
-hc:
-  layers: {last: 1}
-  leave: sum
-  post.layers: [0]
-  skips: {b: none}
-  backouts: {out: {from: {sublayer: 2, when: before, lane: mean}}}
-"""
-
-# smear and the attention branch's parts, each on a choice of layers of its own
-PARTS = """
-extends: full.yaml
-model:
-  layers: 4
-  smear: {channels: 7}
-  attention:
-    gate: {layers: {except: [3]}, channels: 5}
-    sa_lambda: {layers: [0, 1, 3], init: [0.5, 1.5]}
-    key_offset: {layers: {first: 2}, first: 3}
-  value_embed: {layers: [0, 1, 3], channels: 4, std: 0.7}
-  rotary: {frequencies: endpoint, dtype: bf16}
-"""
-
-# paired heads in layers with and without each of the parts; layers 2 and 3 have one window,
-# which only one of them counts in rows
-PAIRED = """
-extends: parts.yaml
-model:
-  heads: 6
-  kv_heads: 6
-  head_dim: 4
-  attention: {paired: [0, 1, 3], window: [5, full, 3, 3]}
-"""
-
-
-def write_specs():
-    for name, text in (("tiny", TINY), ("full", FULL), ("keep", KEEP), ("leave", LEAVE),
-                       ("parts", PARTS), ("paired", PAIRED)):
-        with open(os.path.join(FOLDER.name, name + ".yaml"), "w") as f:
-            f.write(text)
-
-
-def read(name, *settings):
-    return specs.read(os.path.join(FOLDER.name, name + ".yaml"), settings)
-
-
-def text_spec(text, *settings):
-    with open(os.path.join(FOLDER.name, "text.yaml"), "w") as f:
-        f.write(text)
-    return read("text", *settings)
-
-
-def tokens_for(spec, seed=0):
-    """Tokens and targets [2, seq_len] with documents in them."""
-    g = torch.Generator().manual_seed(seed)
-    rows = torch.randint(spec.model.vocab, (2, spec.train.seq_len + 1), generator=g)
-    rows[0, 4] = rows[1, 0] = rows[1, 7] = spec.data.bos
-    return rows[:, :-1], rows[:, 1:]
-
-
-def doubles(spec, seed=1):
-    return {k: v.double() for k, v in init.random(spec, seed).items()}
-
-
-def loss_of(spec, params, tokens=None, targets=None):
-    tokens, targets = (tokens, targets) if tokens is not None else tokens_for(spec)
-    return Model(spec).loss(params, tokens, targets)
-
-
-def grads_of(spec, values, dtype=torch.float64):
-    tokens, targets = tokens_for(spec)
-    return oracle.gradients(spec, values, tokens, targets, dtype, True)
-
-
-def close(a, b, tol):
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    assert a.shape == b.shape, (a.shape, b.shape)
-    error = (a - b).abs().max().item() if a.numel() else 0.0
-    assert error <= tol * max(1.0, b.abs().max().item()), error
-
-
-def raises(f, word):
-    try:
-        f()
-    except specs.SpecError as e:
-        assert word in str(e), e
-    else:
-        raise AssertionError("no error")
+import facts_cases  # noqa: F401  registers its cases
 
 
 # ---- the loader -----------------------------------------------------------
@@ -287,7 +133,7 @@ def attention_parts_have_parameters():
     want = [("embed", 24, 12), ("head", 24, 12), ("smear.weight", 7), ("smear.lambda", 1)]
     common = ("attn.qkv", 48, 12), ("attn.out", 12, 24)
     gate, sa, mlp = ("attn.gate", 4, 5), ("attn.sa_lambda", 2), (("mlp.up", 20, 12),
-                                                                 ("mlp.down", 12, 10))
+                                                                 ("mlp.down", 10, 12))
     ve = ("attn.value_embed", 24, 12), ("attn.value_gate", 2, 4)
     for i, parts in enumerate([(*common, gate, sa, *ve, *mlp), mlp, (*common, gate, *mlp),
                                (*common, sa, *ve, *mlp)]):
@@ -413,9 +259,37 @@ def data_packing():
 # ---- branches against loops -----------------------------------------------
 
 def frequency(rotary, j):
+    """float32, of the first stage."""
     if rotary.frequencies == "endpoint":
-        return 1.0 if j == 0 else rotary.base ** -(j / (rotary.dims / 2 - 1))
-    return rotary.base ** (-2 * j / rotary.dims)
+        return np.float32(1.0 if j == 0 else rotary.base ** -(j / (rotary.dims / 2 - 1)))
+    return np.float32(rotary.base ** (-2 * j / rotary.dims))
+
+
+def hand(spec, index=0):
+    """Window of each layer, frequencies and scale of a stage, from its keys alone."""
+    m, a = spec.model, spec.model.attention
+    given = list(spec.train.stages.values())[:index + 1] or [{}]
+    f = [frequency(m.rotary, j) for j in range(m.rotary.dims // 2)]
+    scale, before = 1 / math.sqrt(m.head_dim) if a.scale == "auto" else a.scale, None
+    for stage in given:
+        long, short = stage.get("long_window", a.long_window), stage.get("window", a.window)
+        if m.rotary.yarn.on and before and long != before:
+            f = [np.float32(stretched(float(x), before, long, m.rotary.yarn)) for x in f]
+            scale *= 1 + m.rotary.yarn.growth * (math.log(long) - math.log(before))
+        before = long
+    wins = [long if i in a.long_layers else short[i % len(short)] for i in range(m.layers)]
+    return wins, f, scale
+
+
+def stretched(f, old, new, yarn):
+    """Fewer than alpha turns in the old window: the angle at its end becomes that at the new one's."""
+    turns = old * f / (2 * math.pi)
+    if turns <= yarn.alpha:
+        return f * old / new
+    if turns >= yarn.beta:
+        return f
+    part = (turns - yarn.alpha) / (yarn.beta - yarn.alpha)
+    return part * f + (1 - part) * f * old / new
 
 
 def entry(x, dtype):
@@ -427,12 +301,13 @@ def entry(x, dtype):
     return float(np.uint32(bits).view(np.float32))
 
 
-def turned(x, p, rotary):
+def turned(x, p, rotary, f=None):
     """x [D] at position p, one channel pair at a time."""
+    f = f or [frequency(rotary, j) for j in range(rotary.dims // 2)]
     y, R = x.clone(), rotary.dims
     for j in range(R // 2):
         a, b = (j, j + R // 2) if rotary.kind == "half" else (2 * j, 2 * j + 1)
-        theta = p * frequency(rotary, j)
+        theta = float(np.float32(p) * f[j])
         cos, sin = (entry(t, rotary.dtype) for t in (math.cos(theta), math.sin(theta)))
         y[a], y[b] = cos * x[a] + sin * x[b], cos * x[b] - sin * x[a]
     return y
@@ -458,30 +333,38 @@ def loop_smear(e, weight, factor):
     return x
 
 
-def loop_values(v, a, table, gates, tokens):
+def gate_input(a, row, count, split):
+    """The count channels that a value gate reads."""
+    return [*a[:count // 2], *row[:count // 2]] if split else a[:count]
+
+
+def loop_values(v, a, table, gates, tokens, split):
     """One sequence v [N, K*D] with the tokens' rows added, head by head."""
     v, D = v.clone(), v.shape[1] // len(gates)
     for t in range(len(v)):
         for g in range(len(gates)):
-            factor = 2 * logistic(gates[g], a[t])
+            row = table[int(tokens[t])]
+            factor = 2 * logistic(gates[g], gate_input(a[t], row, len(gates[g]), split))
             for c in range(g * D, g * D + D):
                 v[t, c] += factor * float(table[int(tokens[t])][c])
     return v
 
 
-def loop_attention(a, p, spec, i, tokens):
+def loop_attention(a, p, spec, i, tokens, stage=0):
     """Layer i on one sequence a [N, C], head by head and query by query.
 
     Which parts it has is taken from the spec, not from the parameters' names."""
     m, N = spec.model, len(a)
     H, K, D = m.heads, m.kv_heads, m.head_dim
     w = {k.split(".")[-1]: v for k, v in p.items() if k.startswith(f"layers.{i}.attn.")}
-    window = m.attention.window[i % len(m.attention.window)]
+    windows, f, scale = hand(spec, stage)
+    window = windows[i]
     has = {k: i in m.attention[k].layers for k in ("gate", "sa_lambda", "key_offset")}
     into, outof = w["sa_lambda"].tolist() if has["sa_lambda"] else (1, 1)
     q, k, v = (a @ (into * w["qkv"]).T).split([H * D, K * D, K * D], 1)
     if i in m.value_embed.layers:
-        v = loop_values(v, a, w["value_embed"], w["value_gate"], tokens)
+        v = loop_values(v, a, w["value_embed"], w["value_gate"], tokens,
+                        i in m.value_embed.split)
 
     def key(h, j):
         x, before = head(k, h, j), head(k, h, j - 1 if j > 0 else j)
@@ -491,9 +374,8 @@ def loop_attention(a, p, spec, i, tokens):
     def head(x, h, p):
         x = x[p, h * D:(h + 1) * D]
         x = norm(x, m.norm_eps) if m.attention.qk_norm else x
-        return turned(x, p, m.rotary) if m.rotary.kind != "none" else x
+        return turned(x, p, m.rotary, f) if m.rotary.kind != "none" else x
 
-    scale = 1 / math.sqrt(D) if m.attention.scale == "auto" else m.attention.scale
     rows, start = [], 0
     for p in range(N):
         start = p if m.attention.document_mask and tokens[p] == spec.data.bos else start
@@ -508,16 +390,16 @@ def loop_attention(a, p, spec, i, tokens):
     return torch.stack(rows)
 
 
-def loop_paired(a, p, spec, i, tokens):
+def loop_paired(a, p, spec, i, tokens, stage=0):
     """Layer i with paired heads on one sequence a [N, C]: rows and Python floats."""
     m, N, a = spec.model, len(a), a.tolist()
     H, D, half = m.heads, m.head_dim, m.heads // 2
     w = {k.split(".")[-1]: v.tolist() for k, v in p.items() if k.startswith(f"layers.{i}.attn.")}
-    window = m.attention.window[i % len(m.attention.window)]
+    windows, f, scale = hand(spec, stage)
+    window = windows[i]
     has = {k: i in m.attention[k].layers for k in ("gate", "sa_lambda", "key_offset")}
     into, outof = w["sa_lambda"] if has["sa_lambda"] else (1, 1)
     first = m.attention.key_offset.first if has["key_offset"] else D
-    scale = 1 / math.sqrt(D) if m.attention.scale == "auto" else m.attention.scale
 
     def dot(x, y):
         return sum(u * v for u, v in zip(x, y, strict=True))
@@ -534,7 +416,7 @@ def loop_paired(a, p, spec, i, tokens):
             x = [u / size for u in x]
         for j in range(m.rotary.dims // 2 if m.rotary.kind != "none" else 0):
             c, d = (j, j + m.rotary.dims // 2) if m.rotary.kind == "half" else (2 * j, 2 * j + 1)
-            theta = (2 * t + h % 2) * frequency(m.rotary, j)
+            theta = float(np.float32(2 * t + h % 2) * f[j])
             cos, sin = (entry(u, m.rotary.dtype) for u in (math.cos(theta), math.sin(theta)))
             x[c], x[d] = cos * x[c] + sin * x[d], cos * x[d] - sin * x[c]
         return x
@@ -542,7 +424,9 @@ def loop_paired(a, p, spec, i, tokens):
     def value(t, h):
         x = product(t, 2, h)
         if i in m.value_embed.layers:
-            factor, row = 2 * logistic(w["value_gate"][h], a[t]), w["value_embed"][int(tokens[t])]
+            row, gate = w["value_embed"][int(tokens[t])], w["value_gate"][h]
+            read = gate_input(a[t], row, len(gate), i in m.value_embed.split)
+            factor = 2 * logistic(gate, read)
             x = [u + factor * row[h * D + c] for c, u in enumerate(x)]
         return x
 
@@ -567,15 +451,16 @@ def loop_paired(a, p, spec, i, tokens):
                          for t in range(N)], dtype=torch.float64)
 
 
-def loop_layer(a, p, spec, i, tokens):
+def loop_layer(a, p, spec, i, tokens, stage=0):
     """The loop that the spec asks for in layer i."""
     loop = loop_paired if i in spec.model.attention.paired else loop_attention
-    return loop(a, p, spec, i, tokens)
+    return loop(a, p, spec, i, tokens, stage)
 
 
-def attention_of(spec, p, i, a, tokens):
+def attention_of(spec, p, i, a, tokens, stage=0):
     """The model's attention branch of layer i on a [B, N, C]."""
     model = Model(spec)
+    model.enter(stages.stages(spec)[stage])
     prefix = f"layers.{i}.attn."
     w = {k[len(prefix):]: v for k, v in p.items() if k.startswith(prefix)}
     return model._attention(model._start(p, tokens), i, a, w)
@@ -596,13 +481,13 @@ def attention_by_loops():
         attention_by_loop(read("full", *change), (0, 2))
 
 
-def attention_by_loop(s, layers):
+def attention_by_loop(s, layers, stage=0):
     p, (tokens, _) = doubles(s), tokens_for(s)
     a = stream(s)
     for i in layers:
-        got = attention_of(s, p, i, a, tokens)
+        got = attention_of(s, p, i, a, tokens, stage)
         for r in range(2):
-            close(got[r], loop_layer(a[r], p, s, i, tokens[r]), 1e-12)
+            close(got[r], loop_layer(a[r], p, s, i, tokens[r], stage), 1e-12)
 
 
 @case
@@ -803,21 +688,37 @@ def rotary_frequencies_and_types():
     for one, want in ((rotary, [1, 0.1, 0.01, 0.001]), (power, [1, 0.5, 0.25, 0.125]),
                       (specs.Node(rotary, dims=4), [1, 0.001]), (specs.Node(rotary, dims=2), [1]),
                       (specs.Node(power, dims=2), [1])):
-        close(branches.frequencies(one), torch.tensor(want, dtype=torch.float64), 1e-15)
+        got = stages.frequencies(one)
+        assert got.dtype == np.float32 and np.abs(got - np.float32(want)).max() < 1e-7
+    fs = stages.frequencies(rotary)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         for kind in ("f32", "bf16"):
-            tables = branches.rotary_tables(specs.Node(rotary, dtype=kind), 300, dtype)
+            tables = branches.rotary_tables(fs, specs.Node(rotary, dtype=kind), 300, dtype)
             for t, of in zip(tables, (math.cos, math.sin)):
-                want = [[entry(of(p * f), kind) for f in (1, 0.1, 0.01, 0.001)]
+                want = [[entry(of(entry(p * float(f), "f32")), kind) for f in fs]
                         for p in range(300)]
-                # an ulp of pow may move an argument across a tie between two float32
+                # an ulp of cos may move it across a tie between two float32
                 error = (t[:, 0].double() - torch.tensor(want)).abs()
                 assert t.shape == (300, 1, 4) and t.dtype != torch.bfloat16
                 assert (error > 0).sum() <= 2 and error.max() < 1e-2, (kind, dtype, error.max())
-    f32 = branches.rotary_tables(rotary, 300, torch.float64)[0]
-    bf16 = branches.rotary_tables(specs.Node(rotary, dtype="bf16"), 300, torch.float64)[0]
+    f32 = branches.rotary_tables(fs, rotary, 300, torch.float64)[0]
+    bf16 = branches.rotary_tables(fs, specs.Node(rotary, dtype="bf16"), 300, torch.float64)[0]
     assert (bf16.float().view(torch.int32) & 0xffff).max() == 0
     assert 1e-3 < (f32 - bf16).abs().max() <= 2 ** -9
+
+
+@case
+def rotary_angles_are_float32_products():
+    """At far positions a product in float64 is another angle: the tables tell them apart."""
+    rotary = read("tiny", "model.head_dim=128", "model.rotary.dims=64", "model.rotary.base=1024",
+                  "model.rotary.frequencies=endpoint").model.rotary
+    fs, p = stages.frequencies(rotary), 262143
+    cos = branches.rotary_tables(fs, rotary, p + 1, torch.float64)[0][p, 0]
+    close(cos, [entry(math.cos(entry(p * float(f), "f32")), "f32") for f in fs], 0)
+    wide = [entry(math.cos(p * float(f)), "f32") for f in fs]
+    assert (cos - torch.tensor(wide).double()).abs().max() > 1e-3
+    far = [entry(math.cos(p * 1024.0 ** (-j / 31)), "f32") for j in range(32)]
+    assert (cos - torch.tensor(far).double()).abs().max() > 1e-3
 
 
 @case
@@ -906,7 +807,7 @@ def gpt_by_hand(s):
         for i in range(3):
             w = f"layers.{i}."
             x = x + loop_layer(norm(x, 1e-3), p, s, i, row)
-            x = x + (norm(x, 1e-3) @ p[w + "mlp.up"].T).clamp(min=0) ** 2 @ p[w + "mlp.down"].T
+            x = x + (norm(x, 1e-3) @ p[w + "mlp.up"].T).clamp(min=0) ** 2 @ p[w + "mlp.down"]
         l = (norm(x, 1e-3) @ p["head"].T)[:, :23]
         total += (l.logsumexp(1) - l[torch.arange(11), want]).sum()
     close(loss_of(s, p, tokens, targets), total / 22, 1e-13)
@@ -1300,7 +1201,7 @@ def narrow_types_are_near():
     for name in ("full", "keep", "leave", "parts", "paired"):
         s = read(name)
         want = grads_of(s, doubles(s))
-        for dtype, tol in ((torch.float32, 1e-4), (torch.bfloat16, 0.15)):
+        for dtype, tol in ((torch.float32, 1e-3), (torch.bfloat16, 0.15)):
             got = grads_of(s, doubles(s), dtype)
             assert got["loss"].dtype == torch.float32
             for k in want:

@@ -180,7 +180,7 @@ class Rules:
     of tensors by name, and changed in place."""
 
     def __init__(self, spec):
-        self.spec, self.norm = spec, None
+        self.spec, self.stages, self.norm = spec, stages(spec), None
         self.rules = {p.name: settings(spec, p) for p in parameters(spec)}
         self.rounds = {p.name for p in parameters(spec) if holds_bf16(spec, p)
                        and self.rules[p.name]["kind"] != "normuon"}
@@ -243,7 +243,7 @@ class Rules:
 
     def _update(self, t, key, names, params, grads, moment1, moment2):
         kind, lr, b1, b2, eps, decay, k = key
-        lr *= schedule(self.spec.train, t, at(stages(self.spec), t).lr_mul)
+        lr *= schedule(self.spec.train, t, at(self.stages, t).lr_mul)
         lists = [[x[name] for name in names] for x in (params, grads, moment1, moment2)]
         if kind != "normuon":
             update = adamw if kind == "adamw" else cautious_adam
@@ -284,7 +284,6 @@ class Optimizer:
 
     def _narrow(self):
         for name, value in self.whole.items():
-            self.params[name] = value
             self.tensors[name].detach().copy_(truncated(value))
 
     def clear(self):

@@ -414,18 +414,13 @@ def normuon_by_rows():
 @case
 def down_is_taken_as_it_is_stored():
     """Its rows are hidden channels: one entry of s for each, and the factor sqrt(F/C)."""
-    s = read("tiny", *NORMUON)
+    s, name = read("tiny", *NORMUON, "optim.groups.m.weight_decay=0"), "layers.0.mlp.down"
     params = train.leaves(doubles(s), torch.float64)
-    own, name = optim.Optimizer(s, params), "layers.0.mlp.down"
+    own, before = optim.Optimizer(s, params), params[name].detach().clone()
     assert params[name].shape == (48, 12) and own.moment2[name].shape == (48,)
-    before = params[name].detach().clone()
     params[name].grad = random(48, 12)
     own.step()
-    # without decay the update has the norm of the polar factor, here sqrt(12), times eta
-    s = read("tiny", *NORMUON, "optim.groups.m.weight_decay=0")
-    params = train.leaves({**doubles(s), name: before}, torch.float64)
-    params[name].grad = random(48, 12)
-    optim.Optimizer(s, params).step()
+    # the norm is that of the polar factor, about sqrt(12), times eta
     moved = (params[name] - before).norm().item()
     assert abs(moved / (0.2 * 2 * math.sqrt(12)) - 1) < 0.1, moved
 
@@ -960,6 +955,26 @@ def a_run_of_stages_is_its_stages():
         assert batch[0].shape == ((2, 11) if step < 2 else (1, 22))
     fresh = train.Model(s, torch.float64)
     assert abs(fresh.loss(params, *batch).item() - want) > 1e-6
+
+
+@case
+def what_is_saved_has_all_bits():
+    """By the command line: the whole of NorMuon's parameters, and whatever else as it is."""
+    data.write_shard(os.path.join(FOLDER.name, "run.bin"), ([3] + list(range(4, 20))) * 30)
+    path, say, lines = os.path.join(FOLDER.name, "saved.st"), train.say, []
+    words = [*BF16, "data.train=run.bin", "model.init.out=random", "train.steps=2"]
+    sys.argv = ["train.py", os.path.join(FOLDER.name, "tiny.yaml"), "--save", path, "--dtype", "float32"]
+    for word in words:
+        sys.argv += ["--set", word]
+    try:
+        train.say = lambda **fields: lines.append(fields)
+        train.main()
+    finally:
+        train.say = say
+    saved = safetensors.load(path)
+    assert len(lines) == 2 and set(saved) == {p.name for p in parameters(read("tiny", *words))}
+    for name, narrow in (("layers.0.mlp.up", False), ("embed", True)):
+        assert torch.equal(saved[name], optim.rounded(saved[name])) == narrow, name
 
 
 # ---- running --------------------------------------------------------------

@@ -118,7 +118,7 @@ def validation_rows(spec):
 
 
 def run(spec, params, dtype, steps):
-    """Train, printing as it goes."""
+    """Train, printing as it goes; the parameters with all their bits."""
     t, trainer = spec.train, Trainer(spec, params, dtype)
     reader, val = data.Reader(spec), validation_rows(spec)
     for step in range(steps):
@@ -131,6 +131,7 @@ def run(spec, params, dtype, steps):
         last = step == steps - 1
         if val is not None and (last or t.val_every and (step + 1) % t.val_every == 0):
             say(step=step + 1, val_loss=trainer.validate(val))
+    return trainer.optim.params
 
 
 def arguments():
@@ -157,7 +158,7 @@ def main():
     values = load_params(spec, args.params) if args.params else init.initial(spec)
     params = leaves(values, dtype)
     steps = stages.stages(spec)[-1].end if args.steps is None else args.steps
-    run(spec, params, dtype, steps)
+    params = run(spec, params, dtype, steps)
     if args.save:
         safetensors.save(args.save, params)
 

@@ -240,12 +240,12 @@ class Number:
 
 
 def check_adam(kind, every, zero=False):
-    """Eight steps of every parameter beside the numbers they consist of; eps is large enough to
-    tell where it stands."""
+    """Eight steps of every parameter beside the numbers they consist of, the last four in a stage
+    of another rate; eps is large enough to tell where it stands."""
     s = read("tiny", f"optim.kind={kind}", f"optim.every={every}", "optim.eps=0.3",
              "optim.weight_decay=0.7", "train.lr=0.2", "train.steps=8", "train.cooldown=0.5",
-             "optim.betas=[0.6, 0.9]")
-    rate = [0.2] * 5 + [0.2 * (1 - 0.9 * k / 4) for k in (1, 2, 3)]
+             "optim.betas=[0.6, 0.9]", "train.stages={a: {}, b: {lr_mul: 3}}")
+    rate = [0.2] * 4 + [0.2 * (3 * (1 - k / 4) + 0.1 * k / 4) for k in range(4)]
     params = train.leaves(doubles(s), torch.float64)
     own = optim.Optimizer(s, params)
     numbers = {k: [Number(x) for x in v.flatten().tolist()] for k, v in params.items()}
@@ -376,8 +376,9 @@ def loop_normuon(p, g, M, s, mu, lr, beta2, wd):
             p[r, c] -= keep * p[r, c] + eta * v
 
 
-NORMUON = ("numerics.gemm=f32", "train.lr=0.1", "train.cooldown_kind=constant", "train.steps=5",
-           "optim.groups.m={match: 'layers.*', kind: normuon, betas: [0.1, 0.8], weight_decay: 2}",
+NORMUON = ("numerics.gemm=f32", "train.lr=7", "train.cooldown_kind=constant", "train.steps=5",
+           "optim.groups.m={match: 'layers.*', kind: normuon, lr: 0.1, betas: [0.1, 0.8], "
+           "weight_decay: 2}",
            "optim.groups.d={match: '*.down', lr_mul: 2}", "optim.normuon.momentum=0.9",
            "optim.normuon.momentum_start=0.5", "optim.normuon.momentum_warmup=2",
            "optim.normuon.momentum_cooldown=1")
@@ -676,6 +677,7 @@ def embed_begins_as_head():
     s = read("tiny", "train.stages={a: {}, b: {}}", "train.untie=b")
     params = train.leaves(doubles(s), torch.float64)
     head = params["head"].detach().clone()
+    params["embed"].data.fill_(1.0)
     optim.Optimizer(s, params)
     assert torch.equal(params["embed"], head) and torch.equal(params["head"], head)
 
@@ -852,7 +854,7 @@ def recorded(*settings, steps=None):
     return made[0].calls, lines
 
 
-STAGES = ("train.steps=4", "train.val_every=3", "train.val_batch=11", "train.val_tokens=22",
+STAGES = ("train.steps=4", "train.val_every=2", "train.val_batch=11", "train.val_tokens=22",
           "train.stages={a: {targets: [1, 0.5], targets_end: [1, 0]}, "
           "b: {tokens_per_step: 40, seq_len: 5, micro_batches: 4, window: 6, lr_mul: 2}, "
           "z: {steps: 1, long_window: 7, seq_len: 11}}", "model.attention.long_layers=[1]",
@@ -866,10 +868,11 @@ def calls_of_a_run():
     calls, lines = recorded(*STAGES, "train.final.long_window=9", "train.tokens_per_step=22")
     short = [("b", (2, 5), [1.0])] * 4
     assert calls == [
-        ("a", (2, 11), [1.0, 0.5]), ("a", (2, 11), [1.0, 0.25]), *short,
-        *[("val", "b", [6, "full"], (1, 11))] * 2, *short,
+        ("a", (2, 11), [1.0, 0.5]), ("a", (2, 11), [1.0, 0.25]),
+        *[("val", "a", [3, "full"], (1, 11))] * 2, *short, *short,
+        *[("val", "b", [6, "full"], (1, 11))] * 2,
         ("z", (2, 11), [1.0]), *[("val", "z", [3, 9], (1, 11))] * 2], calls
-    assert [x["step"] for x in lines if "val_loss" in x] == [3, 5]
+    assert [x["step"] for x in lines if "val_loss" in x] == [2, 4, 5]
     close([x["lr"] for x in lines if "lr" in x], [1e-3, 1e-3, 2e-3, 2e-3, 1e-4], 1e-15)
 
 
@@ -898,15 +901,16 @@ def moments_go_on_over_stages():
     assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
 
 
-def gradients(*settings, rows=2):
-    """The gradient after one step of the real model, on fixed tokens; and its loss."""
+def gradients(*settings, rows=2, steps=1):
+    """The gradient after steps of the real model, on the same tokens; and the loss."""
     s = read("tiny", *settings)
     params = train.leaves(doubles(s), torch.float64)
     t = train.Trainer(s, params, torch.float64)
     tokens = torch.randint(23, (rows, s.train.seq_len + 1), generator=torch.Generator().manual_seed(1))
     each = rows // s.train.micro_batches
     batches = [(x[:, :-1], x[:, 1:]) for x in tokens.split(each)]
-    loss = t.step(batches)
+    for _ in range(steps):
+        loss = t.step(batches)
     return {k: p.grad.clone() for k, p in params.items()}, loss
 
 
@@ -915,7 +919,8 @@ def gradients_are_of_the_scaled_sum():
     """`mean` is the mean of the step, a number multiplies the sum over all its micro-batches; the
     loss that is told stays the mean."""
     mean, loss = gradients()
-    for more in (["train.micro_batches=2"], []):
+    for more in (["train.micro_batches=2"], [],
+                 ["train.tokens_per_step=44", "train.stages={a: {tokens_per_step: 22}}"]):
         got, same = gradients("train.loss_scale=0.25", *more)
         close(same, loss, 1e-12)
         for k in mean:
@@ -924,6 +929,17 @@ def gradients_are_of_the_scaled_sum():
         close(same, loss, 1e-12)
         for k in mean:
             close(got[k], mean[k], 1e-12)
+
+
+@case
+def gradients_are_cleared_by_updates():
+    """Where nothing moves, the second step's gradient is the first's, or twice that if the first
+    made no update."""
+    one, _ = gradients()
+    for every, times in ((1, 1), (2, 2), (3, 2)):
+        two, _ = gradients("train.lr=0", f"optim.every={every}", steps=2)
+        for k in one:
+            close(two[k], times * one[k], 1e-12)
 
 
 @case
@@ -951,10 +967,11 @@ def a_run_of_stages_is_its_stages():
         fresh = train.Model(s, torch.float64)
         fresh.enter(stage)
         want = fresh.loss(params, *batch, stage.weights(step)).item()
+        # a model that is still in the first stage
+        other = train.Model(s, torch.float64).loss(params, *batch, stage.weights(step)).item()
+        assert (abs(other - want) > 1e-6) == (step >= 2), (other, want)
         close(t.step([batch]), want, 1e-13)
         assert batch[0].shape == ((2, 11) if step < 2 else (1, 22))
-    fresh = train.Model(s, torch.float64)
-    assert abs(fresh.loss(params, *batch).item() - want) > 1e-6
 
 
 @case

@@ -63,7 +63,9 @@ def micro_batch(spec, stage, path):
 
 def gradients(spec, values, tokens, targets, dtype, logits=False, stage=None):
     """loss, grad.NAME for every parameter and, if asked, logits [T, V]."""
-    params, model = leaves(values, dtype), Model(spec, dtype)
+    # copies: gradients of one call are not to add up with those of another
+    params = leaves({k: v.detach().clone() for k, v in values.items()}, dtype)
+    model = Model(spec, dtype)
     stage = stage or stages.named(spec)
     model.enter(stage)
     loss = model.loss(params, tokens, targets, stage.weights(stage.first))

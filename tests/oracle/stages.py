@@ -174,6 +174,7 @@ def only(spec, stage):
     spec.train.update({k: getattr(stage, k) for k in ("tokens_per_step", "micro_batches", "seq_len")})
     spec.model.attention.update(window=stage.window, long_window=stage.long_window)
     spec.data["max_doc"] = stage.max_doc
+    spec.train["steps"] = max(spec.train.steps, 1)
     spec.train["stages"] = type(spec)(train=type(spec)(
         targets=stage.targets, targets_end=stage.targets_end, share=1.0, lr_mul=stage.lr_mul))
     spec.train.pop("untie", None)

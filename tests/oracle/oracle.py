@@ -8,10 +8,12 @@
                    [--stage NAME]
 
 Both grad and bench are in the first of the stages with the most tokens in a
-micro-batch, or in the one that is named.  grad: one micro-batch, target weights
-as in the first step of the stage; loss (the mean over the positions), grad.NAME
-of it and logits, in float64 (float32 if the run was narrower).  bench: one JSON line; exit 2 if PyTorch's own matmul is
-too slow for the number to mean anything; cpu_ms_per_step far below threads *
+micro-batch, or in the one that is named.
+
+grad: one micro-batch, target weights as in the first step of the stage; loss
+(the mean over the positions), grad.NAME of it and logits, in float64 (float32
+if the run was narrower).  bench: one JSON line; exit 2 if PyTorch's own matmul
+is too slow for the number to mean anything; cpu_ms_per_step far below threads *
 ms_per_step tells that the machine was shared.
 """
 import argparse

@@ -37,15 +37,16 @@ def rotary_tables(frequencies, rotary, length, dtype):
 
 
 def paired_tables(frequencies, rotary, length, heads, dtype):
-    """cos and sin [N, heads, R/2] where heads are paired: head h of position p turns by 2p + h mod 2.
+    """cos and sin [N, heads, R/2] of paired heads: head h of position p turns by 2p + h mod 2.
 
     Its row is 2p + h div (H/2), which for some heads is the other one: the definition has it so."""
-    by_parity = [t.view(length, 2, -1) for t in rotary_tables(frequencies, rotary, 2 * length, dtype)]
+    tables = rotary_tables(frequencies, rotary, 2 * length, dtype)
+    by_parity = [t.view(length, 2, -1) for t in tables]
     return tuple(t.repeat(1, heads // 2, 1) for t in by_parity)
 
 
 def rotate(x, rotary, tables):
-    """Turn the first rotary.dims channels of x [B, N, heads, D]; tables are [N, 1 or heads, R/2]."""
+    """Turn the first rotary.dims channels of x [B, N, heads, D]; tables [N, 1 or heads, R/2]."""
     cos, sin = tables
     turned, rest = x[..., :rotary.dims], x[..., rotary.dims:]
     if rotary.kind == "half":

@@ -13,7 +13,6 @@ import branches
 
 E4M3 = (3, -6, 448.0)               # bits of the fraction, least exponent, largest number
 E5M2 = (2, -14, 57344.0)
-BF16 = (7, -126, (2 - 2.0 ** -7) * 2.0 ** 127)
 
 
 def rounded(x, kind):
@@ -26,6 +25,19 @@ def rounded(x, kind):
     return torch.from_numpy(np.clip(near, -largest, largest)).to(x.dtype)
 
 
+def bf16(x):
+    """x to the nearest bfloat16, in its type.  By way of float32, which takes off what float64
+    adds to a product that lies between two of them: with scales like 5/448 such products are
+    common."""
+    return x.float().bfloat16().to(x.dtype)
+
+
+def scaled(x, most):
+    """x over its scale most/448.  The product is exact, so that a quotient halfway between two
+    numbers is found there: of bfloat16 over 100/448 one in 128 is."""
+    return x * 448 / most
+
+
 def _wide(x):
     """In the run's type, or in float32 where that is bfloat16."""
     return x.float() if x.dtype == torch.bfloat16 else x
@@ -33,13 +45,14 @@ def _wide(x):
 
 def _operands(y, head, scales):
     """y and head as e4m3 numbers, in the type that products are summed in."""
-    y, sx, sw = _wide(y), scales.x / 448, scales.w / 448
-    return rounded(rounded(y, BF16) / sx, E4M3), rounded(head.to(y.dtype) / sw, E4M3)
+    y = _wide(y)
+    return (rounded(scaled(bf16(y), scales.x), E4M3),
+            rounded(scaled(head.to(y.dtype), scales.w), E4M3))
 
 
 def _product(x8, w8, scales):
     factor = (scales.x / 448) * (scales.w / 448)
-    return rounded(factor * torch.matmul(x8, w8.T), BF16)
+    return bf16(factor * torch.matmul(x8, w8.T))
 
 
 def logits(y, head, scales):
@@ -55,7 +68,7 @@ class _LossSum(torch.autograd.Function):
             l = _product(x8, w8, scales).requires_grad_()
             total = branches.loss_sum(branches.softcap(l, spec.model.softcap), targets, weights)
             slope, = torch.autograd.grad(total, l)
-        ctx.save_for_backward(x8, w8, rounded(slope / (scales.grad / 448), E5M2))
+        ctx.save_for_backward(x8, w8, rounded(scaled(slope, scales.grad), E5M2))
         ctx.scales, ctx.types = scales, (y.dtype, head.dtype)
         return total.detach()
 

@@ -8,10 +8,12 @@
                    [--stage NAME]
 
 Both grad and bench are in the first of the stages with the most tokens in a
-micro-batch, or in the one that is named.  grad: one micro-batch, target weights
-as in the first step of the stage; loss (the mean over the positions), grad.NAME
-of it and logits, in float64 (float32 if the run was narrower).  bench: one JSON line; exit 2 if PyTorch's own matmul is
-too slow for the number to mean anything; cpu_ms_per_step far below threads *
+micro-batch, or in the one that is named.
+
+grad: one micro-batch, target weights as in the first step of the stage; loss
+(the mean over the positions), grad.NAME of it and logits, in float64 (float32
+if the run was narrower).  bench: one JSON line; exit 2 if PyTorch's own matmul
+is too slow for the number to mean anything; cpu_ms_per_step far below threads *
 ms_per_step tells that the machine was shared.
 """
 import argparse
@@ -63,7 +65,9 @@ def micro_batch(spec, stage, path):
 
 def gradients(spec, values, tokens, targets, dtype, logits=False, stage=None):
     """loss, grad.NAME for every parameter and, if asked, logits [T, V]."""
-    params, model = leaves(values, dtype), Model(spec, dtype)
+    # copies: gradients of one call are not to add up with those of another
+    params = leaves({k: v.detach().clone() for k, v in values.items()}, dtype)
+    model = Model(spec, dtype)
     stage = stage or stages.named(spec)
     model.enter(stage)
     loss = model.loss(params, tokens, targets, stage.weights(stage.first))

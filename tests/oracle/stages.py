@@ -33,6 +33,8 @@ import numpy as np
 
 from spec import SpecError
 
+SIZES = "tokens_per_step", "micro_batches", "seq_len"
+
 
 class Stage(NamedTuple):
     name: str
@@ -100,7 +102,7 @@ def windows(spec, window, long_window):
 
 
 def frequencies(rotary):
-    """float32 [R/2], rounded from float64: down to just above 1/base (power), or to it (endpoint)."""
+    """float32 [R/2] by way of float64: down to just above 1/base (power), or to it (endpoint)."""
     half = rotary.dims // 2
     j = np.arange(half, dtype=np.float64)
     # where there is one frequency it is base^0, whatever the divisor
@@ -132,7 +134,7 @@ def stages(spec):
         if m.rotary.yarn.on and old not in (None, long_window):
             f, scale = _stretch(f, scale, old, long_window, m.rotary.yarn)
         old = long_window
-        sizes = [s.get(k, t[k]) for k in ("tokens_per_step", "micro_batches", "seq_len")]
+        sizes = [s.get(k, t[k]) for k in SIZES]
         if sizes[0] % (sizes[1] * sizes[2]):
             raise SpecError(f"train.stages.{name}.tokens_per_step: "
                             "not micro_batches whole batches of seq_len")
@@ -171,9 +173,10 @@ def final(spec):
 def only(spec, stage):
     """Frequencies and scale are those of a first stage: they cost the same."""
     spec = copy.deepcopy(spec)
-    spec.train.update({k: getattr(stage, k) for k in ("tokens_per_step", "micro_batches", "seq_len")})
+    spec.train.update({k: getattr(stage, k) for k in SIZES})
     spec.model.attention.update(window=stage.window, long_window=stage.long_window)
     spec.data["max_doc"] = stage.max_doc
+    spec.train["steps"] = max(spec.train.steps, 1)
     spec.train["stages"] = type(spec)(train=type(spec)(
         targets=stage.targets, targets_end=stage.targets_end, share=1.0, lr_mul=stage.lr_mul))
     spec.train.pop("untie", None)

@@ -113,10 +113,25 @@ model:
   attention: {paired: [0, 1, 3], window: [5, full, 3, 3]}
 """
 
+# sources of one lane and of the branch, writes outside of the range, reads of kept values
+SITES = """
+extends: full.yaml
+hc:
+  layers: {first: 1}
+  post: {outside: true, sublayers: all}
+  sources:
+    x: {lane: 2}
+    big: {site: on_branch, first: in_place}
+  skips: {a.from.lane: 0}
+  reads:
+    r: {from: {sublayer: 3, lane: 1}, sublayers: [4]}
+    q: {from: {sublayer: 4, lane: mean, when: before}, sublayers: [5]}
+"""
+
 
 def write_specs():
     for name, text in (("tiny", TINY), ("full", FULL), ("keep", KEEP), ("leave", LEAVE),
-                       ("parts", PARTS), ("paired", PAIRED)):
+                       ("parts", PARTS), ("paired", PAIRED), ("sites", SITES)):
         with open(os.path.join(FOLDER.name, name + ".yaml"), "w") as f:
             f.write(text)
 
@@ -154,7 +169,8 @@ def grads_of(spec, values, dtype=torch.float64):
 
 
 def close(a, b, tol):
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    # numbers by way of float64: as_tensor alone would make float32 of them
+    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
     assert a.shape == b.shape, (a.shape, b.shape)
     error = (a - b).abs().max().item() if a.numel() else 0.0
     assert error <= tol * max(1.0, b.abs().max().item()), error

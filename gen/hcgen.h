@@ -1,7 +1,7 @@
 /* Every type that crosses a stage, sectioned by the file that makes it.
  *
  *   spec.c      text   -> Spec      (spec.h)
- *   model.c     Spec   -> Model     every dimension a number, every parameter named
+ *   model.c     Spec   -> Model     every dimension a number, every parameter named (model_hc.c: lanes)
  *   stages.c                        which steps run on how many tokens, in which windows
  *   graph.c     Model  -> Graph     forward pass as SSA: row algebra and heavy ops
  *   scales.c    Graph  -> Graph     learned factors of products in their matrices

@@ -51,17 +51,19 @@ rmsnorm(Graph *g, int x, int weight, const char *name)
 	return val_named(g, n, name);
 }
 
-/* factor: of the matrix, or -1 */
+/* x W^T with W [n, k], or, by_input, x W with W [k, n]; factor: of the matrix, or -1 */
 static int
-gemm(Graph *g, int x, int param, int factor, const char *name)
+gemm(Graph *g, int x, int param, bool by_input, int factor, const char *name)
 {
-	int w = mat(g, param);
+	int w = mat(g, param), y;
 
 	if (factor >= 0) {
 		g->name = "scaled";
 		w = heavy(g, OP_SCALED, K_MAT, g->v[w].width, w, factor);
 	}
-	return val_named(g, heavy(g, OP_GEMM, K_VEC, g->v[w].width, x, w), name);
+	y = heavy(g, OP_GEMM, K_VEC, g->model->param[param].dim[by_input], x, w);
+	g->v[y].attr[0] = by_input;
+	return val_named(g, y, name);
 }
 
 typedef struct {
@@ -133,7 +135,7 @@ attention(Build *b, int a, const Sub *u)
 	int qkv, q, k, v, at, o, HD = m->H * m->D, KD = m->K * m->D;
 
 	g->glue = GLUE_BRANCH;
-	qkv = gemm(g, a, u->qkv, u->sa < 0 ? -1 : coef(g, u->sa, 0), "qkv");
+	qkv = gemm(g, a, u->qkv, false, u->sa < 0 ? -1 : coef(g, u->sa, 0), "qkv");
 	q = head_norm_rotate(b, slice(g, qkv, 0, HD), u->paired, "rstd_q");
 	k = head_norm_rotate(b, slice(g, qkv, HD, KD), u->paired, "rstd_k");
 	v = slice(g, qkv, HD + KD, KD);
@@ -155,7 +157,7 @@ attention(Build *b, int a, const Sub *u)
 	o = val_named(g, out(g, at, 0), "o");
 	if (u->gate >= 0)
 		o = val_named(g, mul(g, channels_gate(g, a, u->gate, m->H, "out_gate"), o), "o_gated");
-	return gemm(g, o, u->out, u->sa < 0 ? -1 : coef(g, u->sa, 1), "h");
+	return gemm(g, o, u->out, false, u->sa < 0 ? -1 : coef(g, u->sa, 1), "h");
 }
 
 static int
@@ -165,7 +167,7 @@ mlp(Build *b, int a, const Sub *u)
 	int F = b->m->F, up, r, x, t;
 
 	g->glue = GLUE_BRANCH;
-	up = gemm(g, a, u->up, -1, "up");
+	up = gemm(g, a, u->up, false, -1, "up");
 	switch (b->s->mlp) {
 	case MLP_RELU2:
 		r = point(g, OP_RELU, up, -1);
@@ -183,7 +185,7 @@ mlp(Build *b, int a, const Sub *u)
 		        slice(g, up, F, F));
 		break;
 	}
-	return gemm(g, val_named(g, r, "act"), u->down, -1, "h");
+	return gemm(g, val_named(g, r, "act"), u->down, true, -1, "h");
 }
 
 static int

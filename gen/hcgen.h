@@ -161,6 +161,7 @@ typedef struct {
 	/* COEF: param, index  PVEC: param, row  MAT: param  TABLE: 0 cos 1 sin, of pairs (below)
 	 * DOT, SUMC: groups  SLICE, PAD: lo  ROTATE: head size, R, adjacent, sign
 	 * SHIFT, UNSHIFT: k, edge, within documents, heads (below)  OUT: which
+	 * GEMM, GEMM_DX: the matrix has a row per channel of x, not of y
 	 * GATE, GATE_BWD: channels n
 	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows
 	 * SCATTER, GEMM_DW: also the parameter, so that equal gradients of two

@@ -292,7 +292,7 @@ matrices(Ctx *c)
 			                   up, m->C, 0);
 			m->param[ml->up].std = std > 0 ? std : 0.5 / sqrt(m->C);
 			ml->down = param_new(c, NAMED("mlp.down"), ROLE_MATRIX, 2,
-			                     m->C, m->F, 0);
+			                     m->F, m->C, 0);
 			m->param[ml->down].std = (s->init_mlp_out == OUT_RANDOM) *
 			        (std > 0 ? std : 0.5 / sqrt(m->F));
 		}

@@ -282,7 +282,7 @@ heavy_gemm(Fuse *f, int i)
 	site = site_name(p, v, v->op == OP_GEMM_DX ?
 	                 arena_printf(p->mem, "%s dx", w) : w);
 	gemm_step(f, i, site, opd_val(f, v->arg[0]), false,
-	          opd_weight(f, v->arg[1]), v->op != OP_GEMM_DX, opd_val(f, i),
+	          opd_weight(f, v->arg[1]), (v->op == OP_GEMM_DX) == (v->attr[0] != 0), opd_val(f, i),
 	          false, T, n, k);
 }
 

@@ -180,6 +180,7 @@ back_heavy(Back *b, int i, int d)
 		t = heavy(g, OP_GATE_BWD, K_TUPLE, v.width, x, y);
 		g->v[t].arg[2] = as_kind(g, d, K_ROWVAL, v.width);
 		g->v[t].attr[0] = v.attr[0];
+		g->v[t].attr[1] = v.attr[1];
 		if (b->needs[x])
 			give(b, x, pad(g, out(g, t, 0), 0, g->v[x].width));
 		grad_contrib(g, g->v[y].attr[0], -1, out(g, t, 1));

@@ -94,15 +94,30 @@ head_norm_rotate(Build *b, int x, bool paired, const char *name)
 	return x;
 }
 
-/* W . x[0:n] of each token, for each row of W [h, n] */
+/* W[first:first + n] . x[0:n] of each token, for each row of W [h, N] */
+static int
+channels(Graph *g, int x, int param, int h, int first, int n, const char *name)
+{
+	int t = heavy(g, OP_GATE, K_ROWVAL, h, x, mat(g, param));
+
+	g->v[t].attr[0] = n;
+	g->v[t].attr[1] = first;
+	return val_named(g, t, name);
+}
+
+static int
+opened(Graph *g, int x, const char *name)
+{
+	return keep(g, point(g, OP_SIGMOID, x, -1), arena_printf(g->mem, "%s_open", name));
+}
+
+/* sigmoid(W . x[0:N]) of each token, for each row of W [h, N] */
 static int
 channels_gate(Graph *g, int x, int param, int h, const char *name)
 {
 	const Param *w = &g->model->param[param];
-	int t = heavy(g, OP_GATE, K_ROWVAL, h, x, mat(g, param));
 
-	g->v[t].attr[0] = w->dim[w->ndim - 1];
-	return keep(g, point(g, OP_SIGMOID, val_named(g, t, name), -1), arena_printf(g->mem, "%s_open", name));
+	return opened(g, channels(g, x, param, h, 0, w->dim[w->ndim - 1], name), name);
 }
 
 static int
@@ -116,14 +131,20 @@ gather_token(Graph *g, int param, const char *name)
 	return val_named(g, t, name);
 }
 
-/* v + 2*sigmoid(W . a[0:n])*ve */
+/* v + 2*sigmoid(W . a[0:N])*ve, or, split, the first halves of W's columns and of a's
+ * channels and then as many of ve's */
 static int
 value_embed(Build *b, int v, int a, const Sub *u)
 {
 	Graph *g = b->g;
-	int open = channels_gate(g, a, u->value_gate, b->m->K, "value_gate");
-	int ve = gather_token(g, u->value_embed, "ve");
+	int K = b->m->K, w = u->value_gate, n = b->m->param[w].dim[1] / 2, open, ve;
 
+	ve = gather_token(g, u->value_embed, "ve");
+	if (u->value_split)
+		open = opened(g, add(g, channels(g, a, w, K, 0, n, "value_gate"),
+		              channels(g, ve, w, K, n, n, "value_gate_ve")), "value_gate");
+	else
+		open = channels_gate(g, a, w, K, "value_gate");
 	return add(g, v, mul(g, mul(g, num(g, 2), open), ve));
 }
 

@@ -58,6 +58,7 @@ typedef struct {
 	int window;             /* of the stage; keys before the token; 0: no limit */
 	int qkv, out, up, down, norm;   /* parameters; -1: none */
 	int gate, sa, value_embed, value_gate;
+	bool value_split;       /* half the channels of the value gate are the table's */
 	bool paired;
 	int offset;             /* first channel of a head whose key is the token before's; -1: none */
 } Sub;
@@ -162,7 +163,7 @@ typedef struct {
 	 * DOT, SUMC: groups  SLICE, PAD: lo  ROTATE: head size, R, adjacent, sign
 	 * SHIFT, UNSHIFT: k, edge, within documents, heads (below)  OUT: which
 	 * GEMM, GEMM_DX: the matrix has a row per channel of x, not of y
-	 * GATE, GATE_BWD: channels n
+	 * GATE, GATE_BWD: channels n, first column of the matrix
 	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows
 	 * SCATTER, GEMM_DW: also the parameter, so that equal gradients of two
 	 * parameters stay two values  GEMM_DW: [1] it is no gradient but what

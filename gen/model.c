@@ -145,6 +145,7 @@ check_selections(Ctx *c)
 	sel_check(c, &s->sa_layers, c->m->L, "layer", "model.attention.sa_lambda.layers");
 	sel_check(c, &s->offset_layers, c->m->L, "layer", "model.attention.key_offset.layers");
 	sel_check(c, &s->value_layers, c->m->L, "layer", "model.value_embed.layers");
+	sel_check(c, &s->split_layers, c->m->L, "layer", "model.value_embed.split");
 	sel_check(c, &s->mlp_layers, c->m->L, "layer", "model.mlp.layers");
 	hc_check(c);
 }
@@ -171,6 +172,11 @@ check_attention(Ctx *c)
 
 	check_gate(c, &s->gate_layers, s->gate_channels, s->heads, "model.attention.gate.channels");
 	check_gate(c, &s->value_layers, s->value_channels, s->kv_heads, "model.value_embed.channels");
+	if (s->split_layers.kind != SEL_NONE && s->value_channels % 2)
+		ERR(c, "model.value_embed.channels", "%d channels cannot be split in halves", s->value_channels);
+	if (s->split_layers.kind != SEL_NONE && s->value_channels / 2 > s->kv_heads * s->head_dim)
+		ERR(c, "model.value_embed.channels", "half of %d channels of a table row of %d",
+		    s->value_channels, s->kv_heads * s->head_dim);
 	if (s->paired_layers.kind != SEL_NONE && (s->heads % 2 || s->kv_heads != s->heads))
 		ERR(c, "model.attention.paired", "%d heads and %d kv_heads: expected an even number of both",
 		    s->heads, s->kv_heads);
@@ -241,6 +247,7 @@ attention_params(Ctx *c, Sub *u, int i)
 		m->param[u->value_embed].std = s->value_std;
 		u->value_gate = param_new(c, NAMED("value_gate"), ROLE_COEF, 2, m->K, s->value_channels, 0);
 	}
+	u->value_split = u->value_embed >= 0 && sel_has(&s->split_layers, i, false);
 	if (sel_has(&s->offset_layers, i, false))
 		u->offset = s->offset_first;
 	u->paired = sel_has(&s->paired_layers, i, false);

@@ -552,7 +552,7 @@ heavy_gate(Fuse *f, int i)
 		push(p, s, opd_val(f, i));
 	}
 	push(p, s, opd_val(f, v->arg[0]));
-	push(p, s, opd_arena(A_PARAMS, w->off, F32, v->attr[0]));
+	push(p, s, opd_arena(A_PARAMS, w->off, F32, w->dim[w->ndim - 1]));
 	push(p, s, opd_int(p->T));
 	/* memory moves in pieces of 32 bytes */
 	s->nbytes = (double)p->T * (4. * v->width + (bwd ? 2 : 1) * (v->attr[0] + 15) / 16 * 32);

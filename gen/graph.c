@@ -73,7 +73,7 @@ typedef struct {
 	int X[MaxLanes], n;
 	int x0, src[MaxSources];
 	int cosv[2], sinv[2];   /* rotary tables, and those of paired heads */
-	int value[MaxSkips], out_value[MaxSkips];       /* what skips and backouts carry */
+	int value[MaxSkips], out_value[MaxSkips], read_value[MaxSkips]; /* of skips, backouts, reads */
 } Build;
 
 static const char *const lane_name[MaxLanes] = {
@@ -227,7 +227,7 @@ gate(Build *b, const Skip *k, int param, int weight)
 
 /* lane j of X, or the mean of its n lanes */
 static int
-lane_value(Build *b, const int *X, int n, int j)
+lane_value(const Build *b, const int *X, int n, int j)
 {
 	int k, v;
 
@@ -244,7 +244,18 @@ is_at(const Point *p, int s, int when)
 	return p->sublayer == s && (int)p->when == when;
 }
 
-/* what leaves at the end of sublayer s, and backouts from its beginning */
+/* of backouts and reads, which hold nothing that enters where they are taken */
+static void
+take_from(const Build *b, const Skip *k, int n, int s, int when, int *value)
+{
+	int i;
+
+	for (i = 0; i < n; i++)
+		if (!k[i].none && is_at(&k[i].from, s, when))
+			value[i] = lane_value(b, b->X, b->n, k[i].from.lane);
+}
+
+/* what leaves at the end of sublayer s, and backouts and reads from its beginning */
 static void
 take_values(Build *b, int s, int when)
 {
@@ -256,11 +267,8 @@ take_values(Build *b, int s, int when)
 		if (!k->none && is_at(&k->from, s, when))
 			b->value[i] = lane_value(b, b->X, b->n, k->from.lane);
 	}
-	for (i = 0; i < b->s->nbackout; i++) {
-		k = &b->s->backout[i];
-		if (!k->none && is_at(&k->from, s, when))
-			b->out_value[i] = lane_value(b, b->X, b->n, k->from.lane);
-	}
+	take_from(b, b->s->backout, b->s->nbackout, s, when, b->out_value);
+	take_from(b, b->s->read, b->s->nread, s, when, b->read_value);
 }
 
 /* What leaves `before` s is taken in the order of the map, so that it holds
@@ -306,6 +314,34 @@ before_read(Build *b, const Sub *u)
 	}
 }
 
+/* what the branch sees, before its norm */
+static int
+branch_input(const Build *b, const Sub *u)
+{
+	Graph *g = b->g;
+	int k, read;
+
+	if (u->read >= 0)
+		return b->read_value[u->read];
+	read = mul(g, ref(g, u->pre[0]), b->X[0]);
+	for (k = 1; k < b->n; k++)
+		read = add(g, read, mul(g, ref(g, u->pre[k]), b->X[k]));
+	return read;
+}
+
+/* h + sum of source terms, those whose site the branch is */
+static int
+on_branch(const Build *b, const Sub *u, int h)
+{
+	Graph *g = b->g;
+	int i;
+
+	for (i = 0; i < u->nterm; i++)
+		if (u->term[i].site == ON_BRANCH)
+			h = add(g, h, mul(g, ref(g, u->term[i].c[0]), b->src[u->term[i].source]));
+	return h;
+}
+
 static void
 write_lanes(Build *b, const Sub *u, int h)
 {
@@ -341,7 +377,7 @@ sublayer(Build *b, int s)
 {
 	const Sub *u = &b->m->sub[s];
 	Graph *g = b->g;
-	int k, read, a, h;
+	int a, h;
 
 	g->sub = s;
 	g->glue = GLUE_LANE;
@@ -350,13 +386,10 @@ sublayer(Build *b, int s)
 	if (!u->dead) {
 		before_read(b, u);
 		keep_lanes(b);
-		read = mul(g, ref(g, u->pre[0]), b->X[0]);
-		for (k = 1; k < b->n; k++)
-			read = add(g, read, mul(g, ref(g, u->pre[k]), b->X[k]));
-		a = rmsnorm(g, val_named(g, read, "u"), u->norm, "n");
+		a = rmsnorm(g, val_named(g, branch_input(b, u), "u"), u->norm, "n");
 		h = u->attn ? attention(b, a, u) : mlp(b, a, u);
 		g->glue = GLUE_LANE;
-		write_lanes(b, u, h);
+		write_lanes(b, u, on_branch(b, u, h));
 		skips_pass(b, s, WHEN_AFTER);
 		keep_lanes(b);
 	}

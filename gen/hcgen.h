@@ -53,6 +53,7 @@ typedef struct {
 	Ref res[MaxLanes][MaxLanes], pre[MaxLanes], post[MaxLanes];
 	Ref lambda[MaxLanes];
 	enum Site lambda_site;
+	int read;               /* of the spec: what its branch sees instead of the lanes; -1: none */
 	int nterm;
 	Term term[MaxSources];
 	int window;             /* of the stage; keys before the token; 0: no limit */
@@ -112,6 +113,7 @@ Model *model_build(Arena *a, Diag *d, const Spec *s);
 void model_print(const Model *m, FILE *f);
 void model_verify(const Model *m);
 bool sel_has(const Sel *s, int i, bool attn);
+int table_source(const Model *m, int param);    /* the source whose table it is */
 
 /* stages.c */
 

@@ -321,16 +321,11 @@ interp_head(Interp *I, const Val *v, double *loss, double *dx, double *dw)
 const int32_t *
 interp_index(const Interp *I, const Val *v)
 {
-	const Spec *s = I->g->model->spec;
-	int j;
+	int param = v->op == OP_GATHER ? I->g->v[v->arg[0]].attr[0] : v->attr[2];
 
 	if (v->attr[0] == IDX_TOKENS)
 		return I->in->tokens;
-	for (j = 0; j < s->nsource; j++)
-		if (!s->source[j].none && s->source[j].kind == SRC_BIGRAM &&
-		    s->source[j].rows == v->attr[1])
-			return I->in->hash[j];
-	bug("interp: no hash of %d rows", v->attr[1]);
+	return I->in->hash[table_source(I->g->model, param)];
 }
 
 void

@@ -58,6 +58,10 @@ table_new(Ctx *c, const char *name, const char *path, const Coef *k, int nrow,
 	Param *p;
 
 	t.v = NEWN(c->a, double, nrow * len);
+	if (k->init.kind == INIT_KINDS && nrow != c->m->S) {
+		ERR(c, path, "numbers for attention and mlp, and a table of one row per layer");
+		return t;
+	}
 	if (k->init.kind == INIT_VALUES && k->init.n != len &&
 	    k->init.n != nrow * len) {
 		ERR(c, path, "%d numbers, expected %d (one row) or %d (the table "
@@ -227,7 +231,7 @@ sublayers_hc(Ctx *c)
 			else
 				u->pre[k] = acts(c, &s->pre, i) ?
 				        ref_tab(c, &pre, i, k, 0) : ref_num(1. / u->n);
-			u->post[k] = in && acts(c, &s->post, i) ?
+			u->post[k] = (in || (s->post_outside && u->n == 1)) && acts(c, &s->post, i) ?
 			        ref_tab(c, &post, i, k, 0) : ref_num(1);
 		}
 	}
@@ -264,11 +268,34 @@ lambdas(Ctx *c)
 }
 
 static void
+check_source(Ctx *c, const Source *src)
+{
+	char path[128];
+
+	snprintf(path, sizeof path, "hc.sources.%s.lane", src->name);
+	if (src->lane >= c->s->lanes)
+		ERR(c, path, "lane %d does not exist: there %s %d", src->lane, c->s->lanes == 1 ? "is" : "are",
+		    c->s->lanes);
+	if (src->lane >= 0 && src->site == ON_BRANCH)
+		ERR(c, path, "lane %d of a source that is added on the branch", src->lane);
+}
+
+/* its coefficient for lane k, of this row of its table */
+static Ref
+source_coef(const Ctx *c, const Source *src, const Tab *tab, int row, int k)
+{
+	if (src->lane >= 0 && k != src->lane)
+		return ref_num(0);
+	return ref_tab(c, tab, row, tab->k == 1 ? 0 : k, 0);
+}
+
+static void
 source_terms(Ctx *c, int j)
 {
 	Model *m = c->m;
 	const Source *src = &c->s->source[j];
 	bool layer = src->granularity == GR_LAYER, on;
+	bool one = src->shared || src->lane >= 0 || src->site == ON_BRANCH;
 	char name[128], path[128];
 	Term *t;
 	Tab tab;
@@ -278,7 +305,8 @@ source_terms(Ctx *c, int j)
 	snprintf(name, sizeof name, "hc.sources.%s.coef", src->name);
 	snprintf(path, sizeof path, "hc.sources.%s.init", src->name);
 	tab = table_new(c, name, path, &src->coef, layer ? m->L : m->S,
-	                src->shared ? 1 : m->n, 0);
+	                one ? 1 : m->n, 0);
+	check_source(c, src);
 	if (src->kind == SRC_BIGRAM) {
 		snprintf(name, sizeof name, "hc.sources.%s.table", src->name);
 		m->table[j] = param_new(c, name, ROLE_TABLE, 2, src->rows, m->C, 0);
@@ -296,13 +324,11 @@ source_terms(Ctx *c, int j)
 		t->source = j;
 		t->site = src->site;
 		for (k = 0; k < u->n; k++)
-			t->c[k] = ref_tab(c, &tab, layer ? i / 2 : i,
-			                  src->shared ? 0 : k, 0);
+			t->c[k] = source_coef(c, src, &tab, layer ? i / 2 : i, k);
 	}
 	on = src->first != FIRST_IN_PLACE && c->live[0] && acts(c, &src->coef, 0);
 	for (k = 0; k < MaxLanes; k++)
-		m->init_term[j][k] = on && k < m->n0 ?
-		        ref_tab(c, &tab, 0, src->shared ? 0 : k, 0) : ref_num(0);
+		m->init_term[j][k] = on && k < m->n0 ? source_coef(c, src, &tab, 0, k) : ref_num(0);
 }
 
 /* skips */
@@ -387,6 +413,51 @@ skips(Ctx *c)
 	}
 }
 
+/* Sublayer s reads read i, whose value has to be there before its branch. */
+static bool
+read_fits(Ctx *c, int i, int s)
+{
+	const Skip *k = &c->s->read[i];
+	bool after = k->from.when == WHEN_AFTER;
+	char path[128];
+	int had = c->m->sub[s].read;
+
+	snprintf(path, sizeof path, "hc.reads.%s.sublayers", k->name);
+	if (had >= 0)
+		ERR(c, path, "sublayer %d reads %s already", s, c->s->read[had].name);
+	else if (k->from.sublayer + after > s)
+		ERR(c, path, "sublayer %d is not behind sublayer %d %s, where the value is taken", s,
+		    k->from.sublayer, after ? "after" : "before");
+	return had < 0 && k->from.sublayer + after <= s;
+}
+
+static void
+reads(Ctx *c)
+{
+	Model *m = c->m;
+	const Skip *k;
+	char path[128];
+	int i, s;
+
+	for (s = 0; s < m->S; s++)
+		m->sub[s].read = -1;
+	for (i = 0; i < c->s->nread; i++) {
+		k = &c->s->read[i];
+		if (k->none)
+			continue;
+		check_point(c, "reads", k->name, "from", &k->from);
+		snprintf(path, sizeof path, "hc.reads.%s.sublayers", k->name);
+		sel_check(c, &k->sublayers, m->S, "sublayer", path);
+		for (s = 0; s < m->S; s++) {
+			if (!c->live[s] || !sel_has(&k->sublayers, s, s % 2 == 0))
+				continue;
+			if (!read_fits(c, i, s))
+				break;
+			m->sub[s].read = i;
+		}
+	}
+}
+
 static void
 output(Ctx *c)
 {
@@ -454,4 +525,16 @@ hc_build(Ctx *c)
 		m->lane_init = param_new(c, "hc.lane_init", ROLE_COEF, 2, m->n, m->C, 0);
 	output(c);
 	skips(c);
+	reads(c);
+}
+
+int
+table_source(const Model *m, int param)
+{
+	int j;
+
+	for (j = 0; j < m->spec->nsource; j++)
+		if (m->table[j] == param)
+			return j;
+	bug("model: %s is no table of a source", m->param[param].name);
 }

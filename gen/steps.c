@@ -286,18 +286,6 @@ heavy_gemm(Fuse *f, int i)
 	          false, T, n, k);
 }
 
-static int
-hash_input(const Model *m, int rows)
-{
-	int j;
-
-	for (j = 0; j < m->spec->nsource; j++)
-		if (!m->spec->source[j].none && m->table[j] >= 0 &&
-		    m->spec->source[j].rows == rows)
-			return j;
-	bug("fuse: no bigram source has %d rows", rows);
-}
-
 /* cuda: what scatter leaves of runs that cross chunks is added in its step */
 static void
 scatter_finish(Fuse *f, int i, const Opd *o, int rows)
@@ -354,12 +342,12 @@ heavy_gather(Fuse *f, int i)
 	const Graph *g = f->g;
 	const Val *v = &g->v[i];
 	bool hash = v->attr[0] == IDX_HASH;
-	int src = hash ? hash_input(g->model, v->attr[1]) : 0, param;
+	int param = v->op == OP_GATHER ? g->v[v->arg[0]].attr[0] : v->attr[2];
+	int src = hash ? table_source(g->model, param) : 0;
 	Plan *p = f->p;
 	Step *s;
 
 	if (v->op == OP_GATHER) {
-		param = g->v[v->arg[0]].attr[0];
 		s = template_step(f, i, "gather",
 		                  site_name(p, v, g->model->param[param].name));
 		push(p, s, opd_val(f, i));

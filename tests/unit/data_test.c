@@ -719,15 +719,15 @@ test_quirk_by_hand(void)
 	RunInput in = {IN_HASH, {AR_INPUTS, 0}, 251520, true};
 	Run *r = run_new(65536, -1, 4);
 
-	r->tokens = 8;
+	r->prog[PROG_TRAIN].tokens = 8;
 	r->input = &in;
 	r->ninput = 1;
 	r->arena[AR_INPUTS] = (char *)a;
-	inputs_fill(r, x, NULL, 8);
+	inputs_fill(r, &r->prog[PROG_TRAIN], x, NULL);
 	check("hash-quirk-by-hand", memcmp(a, want, sizeof want) == 0 &&
 	      memcmp(a + 4, want, sizeof want) == 0, "%d %d %d %d", a[0], a[1], a[2], a[3]);
 	in.quirk = false;
-	inputs_fill(r, x, NULL, 8);
+	inputs_fill(r, &r->prog[PROG_TRAIN], x, NULL);
 	check("hash-clean-beside-it", a[1] == 39834 && a[2] == want[2] && a[3] == want[3],
 	      "%d %d %d", a[1], a[2], a[3]);
 }

@@ -77,11 +77,11 @@ find_tokens(Ctx *c, const Stage *g, ModelStage *t)
 	t->micro = g->has_micro ? g->micro_batches : s->micro_batches;
 	t->seq = g->has_seq ? g->seq_len : s->seq_len;
 	t->max_doc = g->has_max_doc ? g->max_doc : s->max_doc;
+	t->T = step / t->micro;
 	if (step % t->micro)
 		ERR(c, key_of(c, g, g->has_micro, "micro_batches"), "%smicro_batches %d does not divide "
 		    "tokens_per_step %d", c->in, t->micro, step);
-	t->T = step / t->micro;
-	if (t->T % t->seq)
+	else if (t->T % t->seq)
 		ERR(c, key_of(c, g, g->has_seq, "seq_len"), "%sseq_len %d does not divide the %d tokens of a "
 		    "micro-batch", c->in, t->seq, t->T);
 	if ((long)t->T * c->m->F > 1L << 40)

@@ -357,6 +357,7 @@ def grads_by_hand(p, trunk, tokens, targets, weights, wrong):
 def master(net):
     """One stream with a mix per layer."""
     p, x, b, x0 = net.p, net.x0, net.b, net.x0
+    S = X7 = None
     for i in range(11):
         if i == 6:
             x = x + net.gate(x) * S
@@ -386,7 +387,7 @@ def parallel(net):
     """Two lanes from layer 7; injections pass the write coefficients."""
     p = net.p
     rl, w = p["hc.resid_lambda"], p["hc.post"]
-    A = net.x0 + net.source("bigram", 0) * net.b
+    A, B, S, X7 = net.x0 + net.source("bigram", 0) * net.b, None, None, None
     for i in range(11):
         o = 2 * i
         if i == 7:
@@ -414,7 +415,7 @@ def flat(net):
     no coefficient for."""
     p = net.p
     rl, w = p["hc.resid_lambda"], p["hc.post"]
-    A = net.x0 + net.source("bigram", 0) * net.b
+    A, B, S, X7 = net.x0 + net.source("bigram", 0) * net.b, None, None, None
     for i in range(11):
         o = 2 * i
         if i == 7:
@@ -442,7 +443,7 @@ def simple(net):
     """No lanes; the last three attention layers read what layer 7 left."""
     p = net.p
     rl, w = p["hc.resid_lambda"], p["hc.post"].flatten()
-    x = net.x0 + net.source("bigram", 0) * net.b
+    x, S, X7 = net.x0 + net.source("bigram", 0) * net.b, None, None
     for i in range(11):
         o = 2 * i
         if i == 6:
@@ -466,7 +467,7 @@ def two_lanes(net, injected=lambda s: True):
     def c(name, *at):
         return p["hc." + name][at]
 
-    X = [net.x0 + net.source("bigram", 0, k) * net.b for k in range(2)]
+    X, S, X7 = [net.x0 + net.source("bigram", 0, k) * net.b for k in range(2)], None, None
     for s in range(22):
         i = s // 2
         if s == 12:

@@ -311,6 +311,8 @@ def one_step(spec, t, state):
     rules = Rules(spec)
     split = {kind: {} for kind in ("param", "grad", "moment1", "moment2")}
     for p in parameters(spec):
+        if "param." + p.name not in state:
+            raise specs.SpecError(f"no param.{p.name} in the state")
         param = state["param." + p.name].clone()
         empty = {"param": param, "grad": torch.zeros_like(param),
                  "moment1": torch.zeros_like(param), "moment2": rules.moment2(p.name, param)}

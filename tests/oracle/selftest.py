@@ -28,7 +28,7 @@ from parameters import parameters
 from testing import (CASES, FOLDER, TINY, case, close, doubles, grads_of, loss_of, raises, read,
                      text_spec, tokens_for, write_specs)
 
-import facts_cases  # noqa: F401  registers its cases
+import facts_cases  # noqa: F401  its cases register themselves
 
 
 # ---- the loader -----------------------------------------------------------
@@ -1590,6 +1590,8 @@ VARIANTS = [
      "hc.skips.b.to.lane=0"),
     ("sites", "hc.layers=[1, 2]", "hc.leave=keep", "hc.sources.big.lane=all",
      "hc.sources.big.first=lane_init", "hc.sources.x.lane=0", "hc.sources.x.first=both"),
+    # lanes that are kept behind the range are no single stream: post is 1 there
+    ("sites", "hc.layers=[0, 1]", "hc.leave=keep", "hc.post.init=0.7"),
     ("sites", "hc.layers=none", "hc.sources.big.granularity=layer", "hc.reads.r.from.lane=0",
      "hc.reads.q.from.lane=0", "hc.skips={a: none, b: none}", "hc.backouts.out=none"),
     ("sites", "hc.sources.x.granularity=layer", "hc.dead=[4]", "hc.sources.big.site=before_read",

@@ -8,7 +8,6 @@ import math
 import os
 import struct
 import sys
-import tempfile
 from fractions import Fraction
 
 import numpy as np
@@ -18,31 +17,23 @@ import data
 import init
 import optim
 import safetensors
-import spec as specs
 import stages
+import testing
 import train
 from parameters import parameters
-
-CASES = []
-FOLDER = tempfile.TemporaryDirectory()
-
-
-def case(f):
-    CASES.append(f)
-    return f
+from testing import CASES, FOLDER, case, close, doubles, raises, read
 
 
 # ---- specs used below -----------------------------------------------------
 
-TINY = """
-model: {layers: 2, width: 12, heads: 2, vocab: 23, vocab_multiple: 8, norm_eps: 0.001}
-train: {tokens_per_step: 22, seq_len: 11}
-data: {bos: 3, shuffle: false}
+SMALL = """
+extends: tiny.yaml
+model.layers: 2
 """
 
 # the schedules and optimizers of the published run, on a small model
 RECORD = """
-extends: tiny.yaml
+extends: small.yaml
 model:
   attention: {scale: 0.1, window: 128, long_layers: [1], long_window: 384}
   rotary: {kind: adjacent, base: 1024, frequencies: endpoint, yarn: true}
@@ -73,39 +64,11 @@ optim:
 """
 
 
-def read(name, *settings):
-    return specs.read(os.path.join(FOLDER.name, name + ".yaml"), settings)
-
-
 def write_specs():
-    for name, text in (("tiny", TINY), ("record", RECORD)):
+    testing.write_specs()
+    for name, text in (("small", SMALL), ("record", RECORD)):
         with open(os.path.join(FOLDER.name, name + ".yaml"), "w") as f:
             f.write(text)
-
-
-def double(x):
-    """Not by way of float32, which torch makes of a list."""
-    return x.detach().double() if torch.is_tensor(x) else torch.from_numpy(np.array(x, np.float64))
-
-
-def close(a, b, tol):
-    a, b = double(a), double(b)
-    assert a.shape == b.shape, (a.shape, b.shape)
-    error = (a - b).abs().max().item() if a.numel() else 0.0
-    assert error <= tol * max(1.0, b.abs().max().item()), error
-
-
-def raises(f, word):
-    try:
-        f()
-    except specs.SpecError as e:
-        assert word in str(e), e
-    else:
-        raise AssertionError("no error")
-
-
-def doubles(spec, seed=1):
-    return {k: v.double() for k, v in init.random(spec, seed).items()}
 
 
 def random(*shape, seed=0):
@@ -144,25 +107,25 @@ def floor_is_absolute():
 
 @case
 def shapes_of_the_cooldown():
-    t = read("tiny", "train.steps=10", "train.warmup=4", "train.cooldown=0.3").train
+    t = read("small", "train.steps=10", "train.warmup=4", "train.cooldown=0.3").train
     close([optim.schedule(t, k) for k in range(12)],
           [.25, .5, .75, 1, 1, 1, 1, 1, .7, .4, .1, .1], 1e-15)
     # warmup multiplies what the cooldown has left
-    t = read("tiny", "train.steps=4", "train.warmup=8", "train.cooldown=1", "train.floor=0.5",
+    t = read("small", "train.steps=4", "train.warmup=8", "train.cooldown=1", "train.floor=0.5",
              "train.cooldown_kind=cosine").train
     close([optim.schedule(t, k, 2.0) for k in range(4)],
           [(k + 1) / 8 * (2 - 1.5 * math.sin(math.pi * k / 8) ** 2) for k in range(4)], 1e-15)
     for words in (["train.cooldown_kind=constant"], ["train.cooldown=0"]):
-        t = read("tiny", *words).train
+        t = read("small", *words).train
         assert all(optim.schedule(t, k, 1.5) == 1.5 for k in range(1100))
 
 
 @case
 def cooldown_begins_at_a_floor_in_double():
     """10*(1 - 0.9) is just below 1 in float64, 1515*(1 - 0.55) is 681.75."""
-    t = read("tiny", "train.steps=10", "train.cooldown=0.9", "train.floor=0").train
+    t = read("small", "train.steps=10", "train.cooldown=0.9", "train.floor=0").train
     close([optim.schedule(t, k) for k in range(3)], [1, 0.9, 0.8], 1e-15)
-    t = read("tiny", "train.steps=9", "train.cooldown=0.5", "train.floor=0").train
+    t = read("small", "train.steps=9", "train.cooldown=0.5", "train.floor=0").train
     close([optim.schedule(t, k) for k in (4, 5, 8)], [1, 0.8, 0.2], 1e-15)
 
 
@@ -173,7 +136,7 @@ def momentum_of_the_record():
                  1505: 0.95, 1506: 0.948, 1530: 0.9, 1554: 0.852}
     for t, want in published.items():
         close(optim.momentum(s, t), want, 1e-15)
-    s = read("tiny", "train.steps=7")
+    s = read("small", "train.steps=7")
     close([optim.momentum(s, t) for t in range(7)], [0.95] * 7, 0)
 
 
@@ -242,7 +205,7 @@ class Number:
 def check_adam(kind, every, zero=False):
     """Eight steps of every parameter beside the numbers they consist of, the last four in a stage
     of another rate; eps is large enough to tell where it stands."""
-    s = read("tiny", f"optim.kind={kind}", f"optim.every={every}", "optim.eps=0.3",
+    s = read("small", f"optim.kind={kind}", f"optim.every={every}", "optim.eps=0.3",
              "optim.weight_decay=0.7", "train.lr=0.2", "train.steps=8", "train.cooldown=0.5",
              "optim.betas=[0.6, 0.9]", "train.stages={a: {}, b: {lr_mul: 3}}")
     rate = [0.2] * 4 + [0.2 * (3 * (1 - k / 4) + 0.1 * k / 4) for k in range(4)]
@@ -272,6 +235,23 @@ def adamw_by_numbers():
 
 
 @case
+def adamw_agrees_with_torch():
+    s = read("small", "optim.weight_decay=0.1", "train.cooldown_kind=constant", "train.lr=0.01")
+    params = train.leaves(doubles(s), torch.float64)
+    theirs = {k: v.detach().clone().requires_grad_() for k, v in params.items()}
+    own = optim.Optimizer(s, params)
+    other = torch.optim.AdamW(theirs.values(), 0.01, (0.9, 0.95), 1e-8, 0.1)
+    for step in range(5):
+        for i, (k, p) in enumerate(params.items()):
+            p.grad = random(*p.shape, seed=10 * step + i)
+            theirs[k].grad = p.grad.clone()
+        own.step()
+        other.step()
+    for k, p in params.items():
+        close(p, theirs[k], 1e-13)
+
+
+@case
 def cautious_adam_by_numbers():
     check_adam("cautious_adam", 1)
 
@@ -287,7 +267,7 @@ def sums_of_two_steps():
 def adam_with_no_gradient():
     """u*p > 0 never holds: nothing decays under the cautious one."""
     check_adam("cautious_adam", 1, zero=True)
-    s = read("tiny", "optim.kind=cautious_adam", "optim.weight_decay=1000", "train.lr=0.5")
+    s = read("small", "optim.kind=cautious_adam", "optim.weight_decay=1000", "train.lr=0.5")
     params = train.leaves(doubles(s), torch.float64)
     before = {k: v.detach().clone() for k, v in params.items()}
     optim.Optimizer(s, params).step()
@@ -390,7 +370,7 @@ def normuon_by_rows():
     rows; momentum that moves."""
     for more in (["model.mlp={kind: swiglu, hidden: 7}", "model.kv_heads=1", "model.head_dim=10"],
                  ["model.mlp={kind: relu2, hidden: 20}", "model.head_dim=4"]):
-        s = read("tiny", *NORMUON, *more)
+        s = read("small", *NORMUON, *more)
         params = train.leaves(doubles(s), torch.float64)
         names = [k for k in params if k.startswith("layers.")]
         own = optim.Optimizer(s, params)
@@ -415,7 +395,7 @@ def normuon_by_rows():
 @case
 def down_is_taken_as_it_is_stored():
     """Its rows are hidden channels: one entry of s for each, and the factor sqrt(F/C)."""
-    s, name = read("tiny", *NORMUON, "optim.groups.m.weight_decay=0"), "layers.0.mlp.down"
+    s, name = read("small", *NORMUON, "optim.groups.m.weight_decay=0"), "layers.0.mlp.down"
     params = train.leaves(doubles(s), torch.float64)
     own, before = optim.Optimizer(s, params), params[name].detach().clone()
     assert params[name].shape == (48, 12) and own.moment2[name].shape == (48,)
@@ -429,7 +409,7 @@ def down_is_taken_as_it_is_stored():
 @case
 def normuon_with_no_gradient():
     """v*p >= 0 holds: all of it decays, by the square of the rate."""
-    s = read("tiny", *NORMUON)
+    s = read("small", *NORMUON)
     params = train.leaves(doubles(s), torch.float64)
     before = {k: v.detach().clone() for k, v in params.items()}
     optim.Optimizer(s, params).step()
@@ -471,7 +451,7 @@ def normuon_rounds_to_the_type_of_products():
         close(got[2], s, 1e-14)
     # and only where products have that type
     for gemm, cast in (("f32", False), ("bf16", True)):
-        rules = optim.Rules(read("tiny", "numerics.gemm=" + gemm))
+        rules = optim.Rules(read("small", "numerics.gemm=" + gemm))
         x = torch.tensor([1 + 2.0 ** -8 + 2.0 ** -20], dtype=torch.float64)
         assert (rules.cast(x) != x).item() == cast and rules.cast(x).dtype == torch.float64
 
@@ -508,6 +488,18 @@ def groups_of_the_record():
 
 
 @case
+def matrices_and_tables_decay():
+    """By default; a group may say otherwise of anything."""
+    s = read("parts", "optim.weight_decay=0.1")
+    for p in parameters(s):
+        decays = p.name.endswith(("embed", "head", "qkv", "out", "up", "down", "table"))
+        decays = decays and not p.name.startswith(("hc.skips", "hc.backouts", "hc.output"))
+        assert (optim.settings(s, p)["weight_decay"] == 0.1) == decays, p.name
+    s = read("parts", "optim.groups.a={match: '*norm', weight_decay: 0.2}")
+    assert [optim.settings(s, p)["weight_decay"] for p in parameters(s) if p.name == "final_norm"] == [0.2]
+
+
+@case
 def bars_separate_patterns():
     assert optim.matches("a|b*", "bc") and optim.matches("a|b*", "a")
     assert not optim.matches("a|b*", "a|bc") and not optim.matches("a|b", "ab")
@@ -516,15 +508,15 @@ def bars_separate_patterns():
 
 @case
 def clip_is_not_for_sums():
-    raises(lambda: optim.Rules(read("tiny", "train.clip=1", "optim.every=2")), "every")
+    raises(lambda: optim.Rules(read("small", "train.clip=1", "optim.every=2")), "every")
     raises(lambda: optim.Rules(read("record", "train.clip=1", "optim.every=1",
                                     "optim.groups.z={match: head, every: 2}")), "every")
-    optim.Rules(read("tiny", "train.clip=1"))
+    optim.Rules(read("small", "train.clip=1"))
 
 
 @case
 def clip_counts_the_tied_gradient_once():
-    s = read("tiny", "train.clip=1", "train.stages={a: {}, b: {}}", "train.untie=b")
+    s = read("small", "train.clip=1", "train.stages={a: {}, b: {}}", "train.untie=b")
     params = train.leaves(doubles(s), torch.float64)
     for p in params.values():
         p.grad = torch.zeros_like(p)
@@ -534,7 +526,7 @@ def clip_counts_the_tied_gradient_once():
 
 @case
 def clip_is_by_all_squares():
-    s = read("tiny", "train.clip=2")
+    s = read("small", "train.clip=2")
     params = train.leaves(doubles(s), torch.float64)
     for i, p in enumerate(params.values()):
         p.grad = random(*p.shape, seed=i)
@@ -569,7 +561,7 @@ def truncation_is_not_rounding():
 def adam_writes_are_rounded():
     """What an update of a hundredth of a unit in the last place writes is what was there; other
     parameters are not touched by it."""
-    s = read("tiny", *BF16, "model.smear.channels=2")
+    s = read("small", *BF16, "model.smear.channels=2")
     params = train.leaves({k: optim.rounded(v) for k, v in doubles(s).items()}, torch.float64)
     params["embed"].data.fill_(1.0)
     params["smear.weight"].data.fill_(1.0)
@@ -583,7 +575,7 @@ def adam_writes_are_rounded():
     assert torch.equal(params["embed"], torch.ones_like(params["embed"]))
     assert torch.equal(params["smear.weight"], torch.ones_like(params["smear.weight"]))
     close(params["smear.lambda"], [1 - 5e-4], 1e-9)
-    s = read("tiny", *BF16, "train.lr=0.0027")
+    s = read("small", *BF16, "train.lr=0.0027")
     params = train.leaves({k: optim.rounded(v) for k, v in doubles(s).items()}, torch.float64)
     params["embed"].data.fill_(1.0)
     for p in params.values():
@@ -596,9 +588,9 @@ def adam_writes_are_rounded():
 @case
 def normuon_keeps_what_products_do_not_see():
     """Steps below the last place add up; products read the upper half, toward zero."""
-    s = read("tiny", *BF16)
+    s = read("small", *BF16)
     name = "layers.0.mlp.up"
-    wide = read("tiny", *BF16, "numerics.params=f32")
+    wide = read("small", *BF16, "numerics.params=f32")
     values = {k: optim.rounded(v) for k, v in doubles(s).items()}
     runs = []
     for spec in (s, wide):
@@ -627,7 +619,7 @@ def the_record_unties_at_step_1011():
     assert optim.Rules(read("record", "optim.every=1")).last_tied == 1010
     assert optim.Rules(read("record", "train.untie=d")).last_tied == 1515
     assert optim.Rules(read("record", "train.steps=1450")).last_tied == 967
-    assert optim.Rules(read("tiny")).last_tied == -1
+    assert optim.Rules(read("small")).last_tied == -1
     assert optim.Rules(read("record", "train.untie=a")).last_tied == 1
 
 
@@ -635,7 +627,7 @@ def the_record_unties_at_step_1011():
 def embed_and_head_are_one_until_they_part():
     """Beside numbers: the stage begins at step 4, its first update is that of step 5; embed has
     settings of its own from there on, and its own parity."""
-    s = read("tiny", "train.stages={a: {}, b: {}}", "train.steps=8", "train.untie=b",
+    s = read("small", "train.stages={a: {}, b: {}}", "train.steps=8", "train.untie=b",
              "optim.kind=cautious_adam", "optim.weight_decay=0.5", "optim.eps=0.1", "optim.every=2",
              "train.lr=0.1", "train.cooldown_kind=constant",
              "optim.groups.e={match: embed, lr_mul: 3, every: 1, weight_decay: 0}")
@@ -674,7 +666,7 @@ def embed_and_head_are_one_until_they_part():
 
 @case
 def embed_begins_as_head():
-    s = read("tiny", "train.stages={a: {}, b: {}}", "train.untie=b")
+    s = read("small", "train.stages={a: {}, b: {}}", "train.untie=b")
     params = train.leaves(doubles(s), torch.float64)
     head = params["head"].detach().clone()
     params["embed"].data.fill_(1.0)
@@ -716,12 +708,13 @@ def step_of_a_file():
             assert cleared == (k in own.used) and (cleared or torch.equal(
                 state["grad." + k], params[k].grad)), (t, k)
     assert state["moment2.layers.0.attn.qkv"].shape == (36,)
+    raises(lambda: optim.one_step(s, 0, {}), "param.embed")
 
 
 # ---- data -----------------------------------------------------------------
 
 def reader(tokens, *settings):
-    return data.Reader(read("tiny", "data.bos=0", *settings), np.array(tokens))
+    return data.Reader(read("small", "data.bos=0", *settings), np.array(tokens))
 
 
 def taken(r, count, seq_len, max_doc=0):
@@ -763,11 +756,11 @@ def a_document_ends_with_the_next_ones_beginning():
 @case
 def an_order_is_of_an_epoch():
     words = ["data.shuffle=true", "train.seed=5"]
-    s = read("tiny", *words)
+    s = read("small", *words)
     a, b = (list(data.order(s, e, 50)) for e in (0, 1))
     assert sorted(a) == sorted(b) == list(range(50)) and a != b
     assert list(data.order(s, 0, 50)) == a
-    assert list(data.order(read("tiny", *words, "train.seed=6"), 0, 50)) != a
+    assert list(data.order(read("small", *words, "train.seed=6"), 0, 50)) != a
     # documents: their order is the same whatever the sequences are
     tokens = [x for d in range(1, 23) for x in (0, d, d)]
     seen = []
@@ -782,7 +775,7 @@ def an_order_is_of_an_epoch():
     r = reader(range(1, 22), *words)
     taken(r, 3, 2)
     first = [row[0] // 5 for row in taken(r, 4, 5)]
-    assert first == list(data.order(read("tiny", *words), 1, 4)) and r.epoch == 1
+    assert first == list(data.order(read("small", *words), 1, 4)) and r.epoch == 1
 
 
 @case
@@ -792,7 +785,7 @@ def readers_and_rows_agree():
     path = os.path.join(FOLDER.name, "agree.bin")
     data.write_shard(path, tokens)
     for more in ("data.packing=stream", "data.packing=documents"):
-        s = read("tiny", more, "data.train=agree.bin", "train.seq_len=11", "data.max_doc=4")
+        s = read("small", more, "data.train=agree.bin", "train.seq_len=11", "data.max_doc=4")
         rows, r = data.sequences(s, s.data.train), data.Reader(s)
         for k in range(6):
             want = data.batch(rows, 2 * k, 2)
@@ -806,16 +799,16 @@ def validation_has_its_own_sequences():
     data.write_shard(path, [1, 3, 2, 2, 2, 3] + [4] * 40)
     words = ["data.val=val.bin", "data.packing=documents", "data.max_doc=3", "train.val_batch=8",
              "train.val_seq_len=4", "data.val_packing=stream"]
-    rows = train.validation_rows(read("tiny", *words, "train.val_tokens=23"))
+    rows = train.validation_rows(read("small", *words, "train.val_tokens=23"))
     assert rows.shape == (4, 5) and rows[:2].tolist() == [[1, 3, 2, 2, 2], [2, 3, 4, 4, 4]]
     # at least one batch
-    assert train.validation_rows(read("tiny", *words)).shape == (2, 5)
-    assert train.validation_rows(read("tiny", *words, "data.val=[]")) is None
+    assert train.validation_rows(read("small", *words)).shape == (2, 5)
+    assert train.validation_rows(read("small", *words, "data.val=[]")) is None
     # unless said otherwise as in training, a micro-batch of which is a batch
-    rows = train.validation_rows(read("tiny", "data.val=val.bin", "train.val_tokens=30"))
+    rows = train.validation_rows(read("small", "data.val=val.bin", "train.val_tokens=30"))
     assert rows.shape == (2, 12)
     documents = [*words[:-1], "data.val_packing=documents", "train.val_batch=4"]
-    assert train.validation_rows(read("tiny", *documents)).tolist() == [[3, 2, 2, 3, 4]]
+    assert train.validation_rows(read("small", *documents)).tolist() == [[3, 2, 2, 3, 4]]
 
 
 # ---- runs -----------------------------------------------------------------
@@ -841,7 +834,7 @@ class Recorder:
 def recorded(*settings, steps=None):
     """The calls of a run on a shard."""
     data.write_shard(os.path.join(FOLDER.name, "run.bin"), ([3] + list(range(4, 20))) * 30)
-    s = read("tiny", "data.train=run.bin", "data.val=run.bin", *settings)
+    s = read("small", "data.train=run.bin", "data.val=run.bin", *settings)
     made, real, say = [], train.Model, train.say
     try:
         train.Model = lambda *a: made.append(Recorder(*a)) or made[-1]
@@ -889,7 +882,7 @@ def moments_go_on_over_stages():
     """A stage that changes nothing is no event: the same numbers as without it."""
     ends = []
     for words in ([], ["train.stages={a: {}, b: {share: 2}}"]):
-        s = read("tiny", "train.steps=6", *words)
+        s = read("small", "train.steps=6", *words)
         params = train.leaves(doubles(s), torch.float64)
         own = optim.Optimizer(s, params)
         for t in range(6):
@@ -903,7 +896,7 @@ def moments_go_on_over_stages():
 
 def gradients(*settings, rows=2, steps=1):
     """The gradient after steps of the real model, on the same tokens; and the loss."""
-    s = read("tiny", *settings)
+    s = read("small", *settings)
     params = train.leaves(doubles(s), torch.float64)
     t = train.Trainer(s, params, torch.float64)
     tokens = torch.randint(23, (rows, s.train.seq_len + 1), generator=torch.Generator().manual_seed(1))
@@ -958,7 +951,7 @@ def a_run_of_stages_is_its_stages():
     yarn = ("model.rotary.yarn=true", "train.stages={a: {}, b: {seq_len: 22, window: 2, "
             "long_window: 12, targets: [1, 0.5]}}", "model.attention.window=4", "train.steps=4",
             "model.attention.long_layers=[1]", "model.attention.long_window=5", "train.lr=0.01")
-    s = read("tiny", "data.train=run.bin", *yarn)
+    s = read("small", "data.train=run.bin", *yarn)
     params = train.leaves(doubles(s), torch.float64)
     t, r = train.Trainer(s, params, torch.float64), data.Reader(s)
     for step in range(4):
@@ -975,12 +968,25 @@ def a_run_of_stages_is_its_stages():
 
 
 @case
+def training_learns():
+    data.write_shard(os.path.join(FOLDER.name, "learn.bin"), ([3] + list(range(4, 20))) * 20)
+    s = read("full", "data.train=learn.bin", "train.lr=0.01", "train.steps=40",
+             "model.init.head_std=0.3", "model.init.out=random",
+             "optim.groups.m={match: 'layers.*.qkv|*.out', kind: normuon, lr: 0.02}")
+    params = train.leaves(init.initial(s), torch.float32)
+    t, r = train.Trainer(s, params, torch.float32), data.Reader(s)
+    losses = [t.step([r.take(t.rows, 11, 0)]) for _ in range(40)]
+    assert losses[0] > 2.5 and losses[-1] < 0.7 * losses[0], (losses[0], losses[-1])
+    assert t.validate(data.sequences(s, s.data.train)[:4]) < 0.7 * losses[0]
+
+
+@case
 def what_is_saved_has_all_bits():
     """By the command line: the whole of NorMuon's parameters, and whatever else as it is."""
     data.write_shard(os.path.join(FOLDER.name, "run.bin"), ([3] + list(range(4, 20))) * 30)
     path, say, lines = os.path.join(FOLDER.name, "saved.st"), train.say, []
     words = [*BF16, "data.train=run.bin", "model.init.out=random", "train.steps=2"]
-    sys.argv = ["train.py", os.path.join(FOLDER.name, "tiny.yaml"), "--save", path, "--dtype", "float32"]
+    sys.argv = ["train.py", os.path.join(FOLDER.name, "small.yaml"), "--save", path, "--dtype", "float32"]
     for word in words:
         sys.argv += ["--set", word]
     try:
@@ -989,7 +995,7 @@ def what_is_saved_has_all_bits():
     finally:
         train.say = say
     saved = safetensors.load(path)
-    assert len(lines) == 2 and set(saved) == {p.name for p in parameters(read("tiny", *words))}
+    assert len(lines) == 2 and set(saved) == {p.name for p in parameters(read("small", *words))}
     for name, narrow in (("layers.0.mlp.up", False), ("embed", True)):
         assert torch.equal(saved[name], optim.rounded(saved[name])) == narrow, name
 

@@ -329,6 +329,17 @@ branch_input(const Build *b, const Sub *u)
 	return read;
 }
 
+static bool
+has_terms(const Sub *u, enum Site site)
+{
+	int i;
+
+	for (i = 0; i < u->nterm; i++)
+		if (u->term[i].site == site)
+			return true;
+	return false;
+}
+
 /* h + sum of source terms, those whose site the branch is */
 static int
 on_branch(const Build *b, const Sub *u, int h)
@@ -342,11 +353,30 @@ on_branch(const Build *b, const Sub *u, int h)
 	return h;
 }
 
+/* What lane k gets of a term at the write, or -1.  apart: post*(h + c*src) is written
+ * post*h + (post*c)*src. */
+static int
+write_factor(Build *b, const Sub *u, const Term *t, int k, bool apart)
+{
+	if (t->site == AT_WRITE)
+		return ref(b->g, t->c[k]);
+	if (t->site == ON_BRANCH && apart)
+		return mul(b->g, ref(b->g, u->post[k]), ref(b->g, t->c[0]));
+	return -1;
+}
+
+/* Where sources enter on the branch and at several lanes too, the gradients of the
+ * lanes are needed one by one for the latter, and the former take no further
+ * vectors if they are terms of the lanes like those. */
 static void
 write_lanes(Build *b, const Sub *u, int h)
 {
 	Graph *g = b->g;
-	int Y[MaxLanes] = {0}, i, k, l;
+	bool apart = b->n > 1 && has_terms(u, AT_WRITE);
+	int Y[MaxLanes] = {0}, i, k, l, c;
+
+	if (!apart)
+		h = on_branch(b, u, h);
 
 	for (k = 0; k < b->n; k++) {
 		Y[k] = mul(g, ref(g, u->res[k][0]), b->X[0]);
@@ -356,9 +386,8 @@ write_lanes(Build *b, const Sub *u, int h)
 			Y[k] = mul(g, ref(g, u->lambda[k]), Y[k]);
 		Y[k] = add(g, Y[k], mul(g, ref(g, u->post[k]), h));
 		for (i = 0; i < u->nterm; i++)
-			if (u->term[i].site == AT_WRITE)
-				Y[k] = add(g, Y[k], mul(g, ref(g, u->term[i].c[k]),
-				           b->src[u->term[i].source]));
+			if ((c = write_factor(b, u, &u->term[i], k, apart)) >= 0)
+				Y[k] = add(g, Y[k], mul(g, c, b->src[u->term[i].source]));
 	}
 	memcpy(b->X, Y, sizeof Y);
 }
@@ -389,7 +418,7 @@ sublayer(Build *b, int s)
 		a = rmsnorm(g, val_named(g, branch_input(b, u), "u"), u->norm, "n");
 		h = u->attn ? attention(b, a, u) : mlp(b, a, u);
 		g->glue = GLUE_LANE;
-		write_lanes(b, u, on_branch(b, u, h));
+		write_lanes(b, u, h);
 		skips_pass(b, s, WHEN_AFTER);
 		keep_lanes(b);
 	}

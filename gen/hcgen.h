@@ -300,6 +300,9 @@ enum { A_PARAMS, A_WEIGHTS, A_GRADS, A_MOMENT1, A_MOMENT2, A_ACTS, A_TABLES,
        A_INPUTS, A_SCHED, A_RESULT, NArenas };
 extern const char *const arena_name[NArenas];
 
+/* f32 of the arena sched that kernels read: docs/emitted.md */
+enum { SchedScale = 2, SchedTargets = 8 };
+
 /* regions that are not in acts, by name; emit.c gives their offsets */
 enum { INPUT_TOKENS, INPUT_TARGETS, INPUT_DOCSTART, INPUT_PAIR_DOCSTART, INPUT_ORDER, INPUT_HASH,
        INPUT_HASH_ORDER = INPUT_HASH + MaxSources, NInputs = INPUT_HASH_ORDER + MaxSources };
@@ -466,6 +469,7 @@ typedef struct {
 	const int32_t *hash[MaxSources];        /* per source with a table */
 	double *const *param;
 	double scale;           /* of the loss gradient: 1/(tokens of the step) */
+	const double *weight;   /* of targets, Model.ntarget; NULL: 1, of the next token alone */
 } Inputs;
 
 /* values of a graph: x[v] is [T, width] for vec and rowval, [width] for a

@@ -27,8 +27,12 @@ void interp_attn_grads(Interp *I, const Val *v, const double *delta, const doubl
                        double *g[3], double *mag[3]);
 void interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3]);
 double interp_softcap(const Spec *s, double l, double *dz);
-/* logits l of one row become gradients; returns the loss */
-double interp_head_row(Interp *I, double *l, int target);
+/* what the loss of one row wants of it: token `of` k with weight w[k] */
+typedef struct { int n, of[MaxTargets]; double w[MaxTargets]; } Targets;
+/* How many targets row t has, of[] being the caller's to fill; their weights. */
+Targets interp_targets(const Interp *I, long t);
+/* Logits l of one row become gradients, times scale; returns the loss. */
+double interp_head_row(const Interp *I, double *l, const Targets *t, double scale);
 const int32_t *interp_index(const Interp *I, const Val *v);
 void interp_gather(Interp *I, const Val *v, double *r);         /* and scatter */
 void interp_head(Interp *I, const Val *v, double *loss, double *dx, double *dw);

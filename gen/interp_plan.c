@@ -375,41 +375,81 @@ attn_bwd_dkv(Exec *x)
 	attn_grads(x, opd, 12, to);
 }
 
+/* the targets of a row of the step, of[] and w[] from memory */
+static Targets
+row_targets(Exec *x, long row, bool several)
+{
+	const Opd *o = x->s->opd;
+	Targets t = { .n = 1, .w = { 1 } };
+	Opd at;
+	double token;
+	int k;
+
+	if (several)
+		t = interp_targets(x->I, o[7].i + row);
+	for (k = 0; k < t.n; k++) {
+		at = moved(o[3], row + k);
+		get(x, &at, 1, &token);
+		t.of[k] = (int)token;
+		at = moved(o[6], k);
+		if (several)
+			get(x, &at, 1, &t.w[k]);
+	}
+	return t;
+}
+
 /* One row of the head.  The loss is logsumexp, at least about ln V, minus a
- * logit; the target's gradient is its probability minus 1: both may cancel. */
+ * logit; a target's gradient is its probability minus its weight: both may cancel. */
 static void
-ce_row(Exec *x, double *l, double *mag, long row)
+ce_row(Exec *x, double *l, double *mag, long row, bool several)
 {
 	const Model *m = x->p->model;
 	const Opd *o = x->s->opd;
-	Opd at = moved(o[3], row);
-	double target, loss, size, dz;
-	long c;
+	Targets t = row_targets(x, row, several);
+	double loss, size, dz, W = 0, scale = x->I->in->scale;
+	Opd at = moved(o[0], row);
+	int k, c;
 
-	get(x, &at, 1, &target);
-	interp_softcap(m->spec, l[(int)target], &dz);
-	loss = interp_head_row(x->I, l, (int)target);
-	size = fabs(loss) + log(m->V);
-	at = moved(o[0], row);
+	memset(mag, 0, (size_t)m->Vp * sizeof *mag);
+	for (k = 0; k < t.n; k++)
+		W += t.w[k];
+	for (k = 0; k < t.n; k++) {
+		interp_softcap(m->spec, l[t.of[k]], &dz);
+		mag[t.of[k]] = 2 * W * fabs(scale * dz);
+	}
+	loss = interp_head_row(x->I, l, &t, scale);
+	size = fabs(loss) + W * log(m->V);
 	put_mag(x, &at, 1, &loss, &size);
-	if (!o[6].i)
+	if (!several && !o[6].i)
 		return;
 	for (c = 0; c < m->Vp; c++)
-		mag[c] = fabs(l[c]) + (c == (long)target ? 2 * fabs(x->I->in->scale * dz) : 0);
+		mag[c] += fabs(l[c]);
 	at = moved(o[1], row * m->Vp);
 	put_mag(x, &at, m->Vp, l, mag);
 }
 
 static void
-ce(Exec *x)
+ce_rows(Exec *x, bool several)
 {
 	long Vp = x->p->model->Vp, n = x->s->opd[5].i, r;
 	double *l = get_rows(x, &x->s->opd[2], n, Vp), *mag = interp_array((size_t)Vp);
 
 	for (r = 0; r < n; r++)
-		ce_row(x, l + r * Vp, mag, r);
+		ce_row(x, l + r * Vp, mag, r, several);
 	free(l);
 	free(mag);
+}
+
+static void
+ce(Exec *x)
+{
+	ce_rows(x, false);
+}
+
+static void
+ce_targets(Exec *x)
+{
+	ce_rows(x, true);
 }
 
 static void
@@ -527,7 +567,7 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 {
 	static const struct { const char *name; void (*run)(Exec *x); } tmpl[] = {
 		{ "gather", gather }, { "scatter", scatter }, { "attn_fwd", attn_fwd },
-		{ "attn_bwd", attn_bwd }, { "ce", ce }, { "softcap", softcap },
+		{ "attn_bwd", attn_bwd }, { "ce", ce }, { "ce_targets", ce_targets }, { "softcap", softcap },
 		{ "finish", finish }, { "loss_sum", loss_sum },
 		{ "scaled", scaled }, { "scaled_bwd", scaled_bwd }, { "gate", gate }, { "gate_bwd", gate_bwd },
 		{ "attn_fwd_f32", attn_fwd }, { "scatter_finish", scatter_finish },
@@ -559,7 +599,7 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 
 /* a whole plan: every two bytes of acts are one double */
 
-typedef struct { Interp *I; const Plan *p; double *acts; double loss; } Memory;
+typedef struct { Interp *I; const Plan *p; double *acts; double loss, sched[SchedTargets + MaxTargets]; } Memory;
 
 static double *
 cell(Memory *m, const Opd *o, long i)
@@ -573,6 +613,8 @@ cell(Memory *m, const Opd *o, long i)
 		return m->acts + (m->p->buf[o->id].off + off) / 2;
 	if (o->kind == OPD_ARENA && o->id == A_RESULT)
 		return &m->loss;
+	if (o->kind == OPD_ARENA && o->id == A_SCHED)
+		return m->sched + off / 4;
 	for (j = 0; j < model->nparam; j++) {
 		w = &model->param[j];
 		if (o->id == A_WEIGHTS && w->woff >= 0 && off >= (size_t)w->woff &&
@@ -652,10 +694,13 @@ Interp *
 interp_plan(const Plan *p, const Inputs *in)
 {
 	Interp *I = interp_new(p->g, in);
-	Memory m = { I, p, interp_array(p->acts_nbytes / 2 + 1), 0 };
+	Memory m = { .I = I, .p = p, .acts = interp_array(p->acts_nbytes / 2 + 1) };
 	Access a = { &m, memory_get, memory_put, memory_get_sum, memory_put_sum };
 	int i;
 
+	m.sched[SchedScale] = in->scale;
+	for (i = 0; i < p->model->ntarget; i++)
+		m.sched[SchedTargets + i] = in->weight ? in->weight[i] : i == 0;
 	for (i = 0; i < p->nstep; i++) {
 		poison(&m, i);
 		interp_step(I, p, &p->step[i], &a);

@@ -178,6 +178,14 @@ template_holes(Fill *f, const Plan *p, const Step *s)
 		hole_int(f, "VP", m->Vp);
 		hole_dt(f, "DTG", s->opd[1].dt);
 		hole_softcap(f);
+	} else if (strcmp(t, "ce_targets") == 0) {
+		hole_int(f, "V", m->V);
+		hole_int(f, "VP", m->Vp);
+		hole_int(f, "TARGETS", m->ntarget);
+		hole_dt(f, "DTL", s->opd[2].dt);
+		hole_dt(f, "DTG", s->opd[1].dt);
+		f->h[f->n++] = (Hole){ "K", "scale[0]" };
+		hole_softcap(f);
 	} else if (strcmp(t, "softcap") == 0) {
 		hole_int(f, "VP", m->Vp);
 		hole_softcap(f);

@@ -84,6 +84,7 @@ bench_open(Bench *b, const char *dir, int device, int nthreads)
 {
 	Run *r = b->r = run_load(dir);
 	float *sched;
+	int i;
 
 	run_open(r, device, nthreads);
 	run_init_params(r, r->seed);
@@ -92,8 +93,10 @@ bench_open(Bench *b, const char *dir, int device, int nthreads)
 	sched[1] = 1;
 	/* GPUs multiply zeros faster than numbers: the gradients are not zero */
 	if (r->target == TARGET_CUDA)
-		sched[2] = 1 / (float)(r->tokens * r->micro);
-	run_put(r, AR_SCHED, 0, 3 * sizeof *sched);
+		sched[SCHED_SCALE] = 1 / (float)(r->tokens * r->micro);
+	for (i = 0; i < MaxTarget; i++)
+		sched[SCHED_TARGETS + i] = 1;
+	run_put(r, AR_SCHED, 0, (SCHED_TARGETS + MaxTarget) * sizeof *sched);
 	run_program(r, PROG_TRAIN);
 	run_program(r, PROG_UPDATE);
 	run_sync(r);

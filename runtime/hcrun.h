@@ -15,6 +15,9 @@ enum { AR_PARAMS, AR_WEIGHTS, AR_GRADS, AR_MOMENT1, AR_MOMENT2, AR_ACTS,
        AR_TABLES, AR_INPUTS, AR_SCHED, AR_RESULT, NArena };
 extern const char *const arena_names[NArena];
 
+/* f32 of the arena sched that the host writes: docs/emitted.md */
+enum { SCHED_SCALE = 2, SCHED_TARGETS = 8, MaxTarget = 4 };
+
 typedef struct { int arena; size_t off; } Place;        /* arena -1: none */
 
 /* load.c: manifest -> Run */

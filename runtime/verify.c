@@ -34,6 +34,7 @@ typedef struct {
 	Run *r;
 	Interp *I;
 	Inputs in;
+	double weight[MaxTargets];      /* of the targets, as sched holds them */
 	double **shadow;        /* gradients as the steps should have added them */
 	double loss;
 	/* the step at hand: what it writes, each by itself */
@@ -465,12 +466,27 @@ static void
 begin_step(Verify *v, long tokens)
 {
 	float *sched = (float *)(void *)v->r->arena[A_SCHED];
+	int k;
 
 	run_zero(v->r, A_GRADS);
 	run_zero(v->r, A_RESULT);
 	sched[0] = sched[1] = 1;
-	sched[2] = 1 / (float)tokens;
-	run_put(v->r, A_SCHED, 0, 3 * sizeof *sched);
+	sched[SchedScale] = 1 / (float)tokens;
+	for (k = 0; k < MaxTargets; k++)
+		sched[SchedTargets + k] = (float)v->weight[k];
+	run_put(v->r, A_SCHED, 0, (SchedTargets + MaxTargets) * sizeof *sched);
+}
+
+/* those of the planned stage's first step */
+static void
+first_weights(Verify *v)
+{
+	const ModelStage *t = &v->m->stage[v->m->planned];
+	int k;
+
+	for (k = 0; k < t->ntarget; k++)
+		v->weight[k] = (float)t->target[k];
+	v->in.weight = v->weight;
 }
 
 static void
@@ -757,5 +773,6 @@ verify(Arena *a, const Model *m, const VerifyOpts *o)
 {
 	Verify v = { .a = a, .m = m, .o = o };
 
+	first_weights(&v);
 	return o->params ? verify_user(&v) : verify_random(&v);
 }

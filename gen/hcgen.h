@@ -341,9 +341,11 @@ typedef struct {
 	long items;             /* cpu: calls; cuda: blocks of the grid */
 	int threads;            /* cuda: of a block */
 	size_t smem;            /* cuda: dynamic shared memory, bytes */
-	int nopd, capopd;       /* arguments; GEMM: A B C */
+	int nopd, capopd;       /* arguments; GEMM: A B C, and D where one is added */
 	Opd *opd;
 	bool ta, tb, acc;       /* GEMM */
+	long batch, sa, sb, sc; /* GEMM: how many (0: one), elements between matrices; D as C */
+	double alpha, beta;     /* GEMM: C = alpha A B + beta D; alpha 0: 1 */
 	long m, n, k;           /* TAIL: gradients m … n-1, as tail_first counts them */
 	int val;                /* heavy op it carries out, or -1 */
 } Step;

@@ -66,20 +66,41 @@ put_rows(Exec *x, const Opd *o, long rows, long width, const double *a, bool add
 }
 
 static void
-gemm(Exec *x)
+gemm_one(Exec *x, long i)
 {
 	const Step *s = x->s;
-	const Opd *o = s->opd;
-	double *a = get_rows(x, &o[0], s->ta ? s->k : s->m, s->ta ? s->m : s->k);
-	double *b = get_rows(x, &o[1], s->tb ? s->n : s->k, s->tb ? s->k : s->n);
-	double *c = interp_array((size_t)(s->m * s->n));
+	const Opd oa = moved(s->opd[0], i * s->sa), ob = moved(s->opd[1], i * s->sb);
+	const Opd oc = moved(s->opd[2], i * s->sc);
+	double *a = get_rows(x, &oa, s->ta ? s->k : s->m, s->ta ? s->m : s->k);
+	double *b = get_rows(x, &ob, s->tb ? s->n : s->k, s->tb ? s->k : s->n);
+	double *c = interp_array((size_t)(s->m * s->n)), *d;
+	Opd od;
+	long j;
 
 	interp_matmul(c, a, b, s->m, s->n, s->k, s->ta ? 1 : s->k, s->ta ? s->m : 1,
 	              s->tb ? s->k : 1, s->tb ? 1 : s->n);
-	put_rows(x, &o[2], s->m, s->n, c, s->acc);
+	for (j = 0; s->alpha != 0 && j < s->m * s->n; j++)
+		c[j] *= s->alpha;
+	if (s->nopd > 3) {
+		od = moved(s->opd[3], i * s->sc);
+		d = get_rows(x, &od, s->m, s->n);
+		for (j = 0; j < s->m * s->n; j++)
+			c[j] += s->beta * d[j];
+		free(d);
+	}
+	put_rows(x, &oc, s->m, s->n, c, s->acc);
 	free(a);
 	free(b);
 	free(c);
+}
+
+static void
+gemm(Exec *x)
+{
+	long i;
+
+	for (i = 0; i < (x->s->batch ? x->s->batch : 1); i++)
+		gemm_one(x, i);
 }
 
 /* row kernels */

@@ -124,9 +124,9 @@ plan_verify(const Plan *p)
 		for (j = 0; j < s->nopd; j++) {
 			if (s->opd[j].kind != OPD_BUF)
 				continue;
-			/* of a gemm, A and B are read; templates say which of
+			/* of a gemm, A, B and D are read; templates say which of
 			 * theirs are only in their text */
-			if (s->kind == STEP_GEMM && j < 2 && !made[s->opd[j].id])
+			if (s->kind == STEP_GEMM && j != 2 && !made[s->opd[j].id])
 				bug("plan: step %d (%s) reads %s before it is stored",
 				    i, s->site, p->buf[s->opd[j].id].name);
 			made[s->opd[j].id] = true;

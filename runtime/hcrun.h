@@ -88,6 +88,10 @@ typedef struct {
 	bool ta, tb, acc;
 	long m, n, k;
 	Mat a, b, c;
+	long batch, sa, sb, sc;         /* elements between matrices; batch 1: one */
+	float alpha, beta;              /* C = alpha A B + beta D */
+	bool add;                       /* there is a D */
+	Mat d;
 	void *plan;                     /* of the device */
 	/* ST_COPY: c.at <- a.at, m bytes */
 } RunStep;
@@ -272,13 +276,20 @@ void pool_run(Pool *p, void (*fn)(void *arg, long item), void *arg, long items);
 Gemm *gemm_new(Pool *p);                /* die()s when no library is found */
 void gemm_free(Gemm *g);
 bool gemm_has_bf16(void);               /* native bf16 dot products here */
+/* C[m,n] = alpha op(A) op(B), + C with acc, + beta D with add, for `batch` matrices:
+ * the i-th lie i*sa, i*sb, i*sc elements behind A, B, C and D */
+typedef struct {
+	bool ta, tb, acc, add;
+	Dtype at, ct;                   /* of A and B; of C and D */
+	long m, n, k, lda, ldb, ldc, ldd;
+	long batch, sa, sb, sc;
+	float alpha, beta;
+} GemmShape;
+
 /* Makes what gemm_run needs for these operands, so that a step makes nothing. */
-void gemm_prepare(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
-                  Dtype at, long lda, Dtype bt, long ldb, Dtype ct, long ldc);
+void gemm_prepare(Gemm *g, const GemmShape *s);
 size_t gemm_scratch(const Gemm *g);     /* bytes held for it */
-void gemm_run(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
-              const void *a, Dtype at, long lda, const void *b, Dtype bt,
-              long ldb, void *c, Dtype ct, long ldc);
+void gemm_run(Gemm *g, const GemmShape *s, const void *a, const void *b, void *c, const void *d);
 
 /* cache.c: what was compiled, by the SHA-256 of all that decides its bytes.
  * key: 64 hexadecimal digits; suffix: ".so", ".cubin" … */

@@ -178,6 +178,10 @@ gemm_options(const Bundle *b, const Plan *p, const Step *s, Buf *o)
 		buf_printf(o, " batch %ld %ld %ld %ld", s->batch, s->sa, s->sb, s->sc);
 	if (s->alpha != 0 && s->alpha != 1)
 		num_field(o, "alpha", s->alpha);
+	if (s->scaled) {
+		buf_puts(o, " scale ");
+		opd(b, p, &s->scale, o);
+	}
 	if (s->nopd < 4)
 		return;
 	buf_puts(o, " add ");

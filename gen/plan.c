@@ -6,7 +6,7 @@
 int
 dt_size(Dt dt)
 {
-	static const int size[] = { 4, 2, 8, 4 };
+	static const int size[] = { 4, 2, 8, 4, 1, 1 };
 
 	return size[dt];
 }
@@ -14,9 +14,15 @@ dt_size(Dt dt)
 const char *
 dt_name(Dt dt)
 {
-	static const char *const name[] = { "f32", "bf16", "f64", "i32" };
+	static const char *const name[] = { "f32", "bf16", "f64", "i32", "f8e4m3", "f8e5m2" };
 
 	return name[dt];
+}
+
+bool
+dt_fp8(Dt dt)
+{
+	return dt == E4M3 || dt == E5M2;
 }
 
 const char *const arena_name[NArenas] = {

@@ -133,6 +133,8 @@ static const struct { const char *name; int threads, vec; long per; bool most; }
 	{ "scatter_finish",   256, 0, 1, false },
 	{ "ce",              1024, 8, 1, true },
 	{ "ce_targets",      1024, 8, 1, true },
+	{ "quantise",         256, 0, 1, false },
+	{ "transpose8",       256, 0, 1, false },
 	{ "softcap",          256, 0, 4096, true },
 	{ "loss_sum",        1024, 0, 0, false },
 	{ "finish",          1024, 0, 32, false },

@@ -32,7 +32,7 @@ cpu_launch(Run *r, RunStep *s)
 static GemmShape
 shape_of(const RunStep *s)
 {
-	return (GemmShape){s->ta, s->tb, s->acc, s->add, s->a.dt, s->c.dt, s->m, s->n, s->k,
+	return (GemmShape){s->ta, s->tb, s->acc, s->add, s->scaled, s->a.dt, s->b.dt, s->c.dt, s->m, s->n, s->k,
 	                   s->a.ld, s->b.ld, s->c.ld, s->add ? s->d.ld : 0, s->batch, s->sa,
 	                   s->sb, s->sc, s->alpha, s->beta};
 }
@@ -43,7 +43,8 @@ cpu_gemm(Run *r, RunStep *s)
 	GemmShape shape = shape_of(s);
 
 	gemm_run(r->gemm, &shape, run_at(r, s->a.at), run_at(r, s->b.at), run_at(r, s->c.at),
-	         s->add ? run_at(r, s->d.at) : NULL);
+	         s->add ? run_at(r, s->d.at) : NULL,
+	         s->scaled ? *(const float *)run_at(r, s->scale) : 1);
 }
 
 static void

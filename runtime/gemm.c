@@ -16,7 +16,8 @@
  *
  * Without native bf16 dot products, bf16 operands are widened into scratch and
  * the product runs in f32: the same rounding points, fp32 accumulation.
- * HCGEN_NO_BF16 in the environment asks for that on any CPU. */
+ * HCGEN_NO_BF16 in the environment asks for that on any CPU.  FP8 operands are
+ * widened everywhere, to bf16 where that is multiplied. */
 #define _GNU_SOURCE
 #include "gemm.h"
 
@@ -200,7 +201,7 @@ part(long n, long most, long unit)
 static bool
 is_plain(const GemmShape *s)
 {
-	return s->batch == 1 && s->alpha == 1 && !s->add;
+	return s->batch == 1 && s->alpha == 1 && !s->add && !s->scaled;
 }
 
 static void
@@ -380,7 +381,7 @@ make_prims(Gemm *g, Plan *p)
 
 /* plans */
 
-enum { ShapeWords = 15 };
+enum { ShapeWords = 16 };
 
 /* all that a shape is, for comparing */
 static void
@@ -391,8 +392,9 @@ shape_words(const GemmShape *s, uint64_t w[ShapeWords])
 	memcpy(&alpha, &s->alpha, sizeof alpha);
 	memcpy(&beta, &s->beta, sizeof beta);
 	memcpy(w, (const uint64_t[ShapeWords]){
-		(uint64_t)s->ta | (uint64_t)s->tb << 1 | (uint64_t)s->acc << 2 | (uint64_t)s->add << 3,
-		(uint64_t)s->at, (uint64_t)s->ct, (uint64_t)s->m, (uint64_t)s->n, (uint64_t)s->k,
+		(uint64_t)s->ta | (uint64_t)s->tb << 1 | (uint64_t)s->acc << 2 | (uint64_t)s->add << 3 |
+		        (uint64_t)s->scaled << 4,
+		(uint64_t)s->at, (uint64_t)s->bt, (uint64_t)s->ct, (uint64_t)s->m, (uint64_t)s->n, (uint64_t)s->k,
 		(uint64_t)s->lda, (uint64_t)s->ldb, (uint64_t)s->ldc, (uint64_t)s->ldd,
 		(uint64_t)s->batch, (uint64_t)s->sa, (uint64_t)s->sb, (uint64_t)s->sc,
 		(uint64_t)alpha << 32 | beta }, ShapeWords * sizeof *w);
@@ -430,15 +432,16 @@ plan_slot(Gemm *g, const GemmShape *s)
 	return &g->slot[i];
 }
 
-/* f32 operands without gaps, of one matrix of the batch */
+/* Operands without gaps, of one matrix of the batch: f32, or bf16, which holds every FP8
+ * number, where the CPU multiplies it. */
 static GemmShape
-widened(const GemmShape *s)
+widened(const Gemm *g, const GemmShape *s)
 {
 	GemmShape w = *s;
 
 	w.batch = 1;
 	w.sa = w.sb = w.sc = 0;
-	w.at = DT_F32;
+	w.at = w.bt = dtype_fp8(s->at) && g->native_bf16 ? DT_BF16 : DT_F32;
 	w.lda = s->ta ? s->m : s->k;
 	w.ldb = s->tb ? s->k : s->n;
 	return w;
@@ -457,7 +460,7 @@ plan_widened(Gemm *g, Plan *p)
 	Plan *w;
 
 	p->wide = NEW(g->mem, GemmShape);
-	*p->wide = widened(s);
+	*p->wide = widened(g, s);
 	w = gemm_plan(g, p->wide);
 	return w->shared + gemm_floats(s->m, s->k) + gemm_floats(s->k, s->n);
 }
@@ -474,7 +477,7 @@ plan_tiles(Gemm *g, Plan *p)
 	/* chunks add up in f32, and oneDNN has no f32 product that rounds */
 	round = p->s.ct == DT_BF16 && (p->nk > 1 || p->s.at == DT_F32);
 	p->round = round && plain;
-	p->held = !plain && (round || p->s.alpha != 1 || p->s.add);
+	p->held = !plain && (round || p->s.alpha != 1 || p->s.add || p->s.scaled);
 	p->tile = p->held ? gemm_floats(p->tm, p->tn) : 0;
 	p->npartial = p->nsplit - !p->round;
 	make_prims(g, p);
@@ -484,7 +487,10 @@ plan_tiles(Gemm *g, Plan *p)
 static void
 shape_check(const GemmShape *s)
 {
-	if ((s->at != DT_F32 && s->at != DT_BF16) || (s->ct != DT_F32 && s->ct != DT_BF16) ||
+	bool types = dtype_fp8(s->at) ? dtype_fp8(s->bt) && s->batch == 1 :
+	             s->at == s->bt && (s->at == DT_F32 || s->at == DT_BF16);
+
+	if (!types || (s->ct != DT_F32 && s->ct != DT_BF16) ||
 	    (s->acc && (s->ct != DT_F32 || s->add)) || s->batch < 1)
 		bug("gemm: types %d %d acc %d add %d batch %ld", (int)s->at, (int)s->ct, s->acc,
 		    s->add, s->batch);
@@ -503,7 +509,7 @@ gemm_plan(Gemm *g, const GemmShape *s)
 	p = NEW(g->mem, Plan);
 	p->s = *s;
 	*slot = p;
-	if (s->at == DT_BF16 && !g->native_bf16)
+	if (dtype_fp8(s->at) || (s->at == DT_BF16 && !g->native_bf16))
 		p->shared = plan_widened(g, p);
 	else
 		plan_tiles(g, p);

@@ -1,6 +1,7 @@
 /* Runs a product whose plan gemm.c made: tiles and splits are items of the pool. */
 #include "gemm.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { ReduceRows = 16 };       /* rows of C per item when partials are added */
@@ -11,15 +12,11 @@ typedef struct {
 	const char *a, *b, *d;          /* d: the addend, or C where it is added to */
 	char *c;
 	float *partial;
+	float factor;                   /* of the product */
 } Call;
 
-typedef struct { void *dst; const void *src; long rows, cols, ld; } Convert;
-
-static size_t
-dtype_size(Dtype dt)
-{
-	return dt == DT_BF16 ? 2 : 4;
-}
+/* table: of the 256 FP8 numbers; NULL: src is bf16 */
+typedef struct { void *dst; const void *src; long rows, cols, ld; const float *table; bool half; } Convert;
 
 /* nearest, ties to even; a NaN stays one */
 static uint16_t
@@ -82,7 +79,7 @@ finish_tile(const Call *c, float *tile, long rows, long cols, long at_c, long at
 		y = tile + i * c->p->tn;
 		dst = c->c + (size_t)(at_c + i * s->ldc) * esize;
 		for (j = 0; j < cols; j++)
-			y[j] *= s->alpha;
+			y[j] *= c->factor;
 		if (s->add)
 			add_row(y, c->d + (size_t)(at_d + i * s->ldd) * esize, s->ct, s->beta, cols);
 		else if (s->acc)
@@ -179,9 +176,10 @@ reduce_item(void *arg, long item)
 }
 
 static void
-run_tiles(Gemm *g, Plan *p, const char *a, const char *b, char *c, const char *d, char *scratch)
+run_tiles(Gemm *g, Plan *p, const char *a, const char *b, char *c, const char *d, char *scratch,
+          float factor)
 {
-	Call call = {g, p, a, b, d, c, (float *)(void *)scratch};
+	Call call = {g, p, a, b, d, c, (float *)(void *)scratch, factor};
 
 	pool_run(g->pool, gemm_item, &call, p->nm * p->nn * p->nsplit * p->s.batch);
 	if (p->npartial)
@@ -189,6 +187,42 @@ run_tiles(Gemm *g, Plan *p, const char *a, const char *b, char *c, const char *d
 }
 
 /* widening */
+
+/* the numbers of an FP8 format: exponents of nexp bits; see templates/cpu/fp8.c */
+static void
+fp8_numbers(float table[256], int nexp)
+{
+	int nman = 7 - nexp, least = 2 - (1 << (nexp - 1)), i, e, m;
+	float x;
+
+	for (i = 0; i < 256; i++) {
+		e = i >> nman & ((1 << nexp) - 1);
+		m = i & ((1 << nman) - 1);
+		x = e ? ldexpf((float)(m | 1 << nman), least + e - 1 - nman) : ldexpf((float)m, least - nman);
+		if (nexp == 5 && e == 31)
+			x = m ? NAN : INFINITY;
+		if (nexp == 4 && (i & 127) == 127)
+			x = NAN;
+		table[i] = i & 128 ? -x : x;
+	}
+}
+
+/* exact: bf16 holds all of both formats */
+static void
+widen_fp8(const Convert *v, long row)
+{
+	const uint8_t *src = (const uint8_t *)v->src + row * v->ld;
+	uint16_t *half = (uint16_t *)v->dst + row * v->cols;
+	float *dst = (float *)v->dst + row * v->cols;
+	long i;
+
+	if (v->half)
+		for (i = 0; i < v->cols; i++)
+			half[i] = bf16(v->table[src[i]]);
+	else
+		for (i = 0; i < v->cols; i++)
+			dst[i] = v->table[src[i]];
+}
 
 static void
 widen_item(void *arg, long row)
@@ -198,21 +232,32 @@ widen_item(void *arg, long row)
 	float *dst = (float *)v->dst + row * v->cols;
 	long i;
 
+	if (v->table) {
+		widen_fp8(v, row);
+		return;
+	}
 	for (i = 0; i < v->cols; i++)
 		dst[i] = from_bf16(src[i]);
 }
 
 static void
-run_widened(Gemm *g, Plan *p, const char *a, const char *b, char *c, const char *d)
+run_widened(Gemm *g, Plan *p, const char *a, const char *b, char *c, const char *d, float factor)
 {
 	const GemmShape *s = &p->s;
 	Plan *w = gemm_plan(g, p->wide);
 	char *wa = g->shared, *wb = wa + gemm_floats(s->m, s->k);
 	char *partial = wb + gemm_floats(s->k, s->n);
-	Convert va = {wa, a, s->ta ? s->k : s->m, s->ta ? s->m : s->k, s->lda};
-	Convert vb = {wb, b, s->tb ? s->n : s->k, s->tb ? s->k : s->n, s->ldb};
+	bool half = p->wide->at == DT_BF16;
+	float ta[256], tb[256];
+	Convert va = {wa, a, s->ta ? s->k : s->m, s->ta ? s->m : s->k, s->lda,
+	              dtype_fp8(s->at) ? ta : NULL, half};
+	Convert vb = {wb, b, s->tb ? s->n : s->k, s->tb ? s->k : s->n, s->ldb,
+	              dtype_fp8(s->bt) ? tb : NULL, half};
 	size_t step = (size_t)s->sc * dtype_size(s->ct);
 	long i;
+
+	fp8_numbers(ta, s->at == DT_E4M3 ? 4 : 5);
+	fp8_numbers(tb, s->bt == DT_E4M3 ? 4 : 5);
 
 	for (i = 0; i < s->batch; i++) {
 		va.src = a + (size_t)(i * s->sa) * 2;
@@ -220,18 +265,19 @@ run_widened(Gemm *g, Plan *p, const char *a, const char *b, char *c, const char 
 		pool_run(g->pool, widen_item, &va, va.rows);
 		pool_run(g->pool, widen_item, &vb, vb.rows);
 		run_tiles(g, w, wa, wb, c + (size_t)i * step, s->add ? d + (size_t)i * step : NULL,
-		          partial);
+		          partial, factor);
 	}
 }
 
 void
-gemm_run(Gemm *g, const GemmShape *s, const void *a, const void *b, void *c, const void *d)
+gemm_run(Gemm *g, const GemmShape *s, const void *a, const void *b, void *c, const void *d,
+         float scale)
 {
 	Plan *p = gemm_plan(g, s);
 
 	if (p->wide)
-		run_widened(g, p, a, b, c, d);
+		run_widened(g, p, a, b, c, d, s->alpha * scale);
 	else
-		run_tiles(g, p, a, b, c, d, g->shared);
+		run_tiles(g, p, a, b, c, d, g->shared, s->alpha * scale);
 	gemm_check(g, s);
 }

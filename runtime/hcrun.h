@@ -9,7 +9,10 @@
 typedef union { void *p; long i; double f; } HcArg;
 typedef void HcKernel(const HcArg *a, long item);
 
-typedef enum { DT_F32, DT_BF16, DT_F64, DT_I32 } Dtype;
+typedef enum { DT_F32, DT_BF16, DT_F64, DT_I32, DT_E4M3, DT_E5M2 } Dtype;
+size_t dtype_size(Dtype dt);            /* line.c */
+const char *dtype_name(Dtype dt);
+bool dtype_fp8(Dtype dt);
 
 enum { AR_PARAMS, AR_WEIGHTS, AR_GRADS, AR_MOMENT1, AR_MOMENT2, AR_ACTS,
        AR_TABLES, AR_INPUTS, AR_SCHED, AR_RESULT, NArena };
@@ -92,6 +95,8 @@ typedef struct {
 	float alpha, beta;              /* C = alpha A B + beta D */
 	bool add;                       /* there is a D */
 	Mat d;
+	bool scaled;                    /* alpha is multiplied by the f32 at scale */
+	Place scale;
 	void *plan;                     /* of the device */
 	/* ST_COPY: c.at <- a.at, m bytes */
 } RunStep;
@@ -277,10 +282,11 @@ Gemm *gemm_new(Pool *p);                /* die()s when no library is found */
 void gemm_free(Gemm *g);
 bool gemm_has_bf16(void);               /* native bf16 dot products here */
 /* C[m,n] = alpha op(A) op(B), + C with acc, + beta D with add, for `batch` matrices:
- * the i-th lie i*sa, i*sb, i*sc elements behind A, B, C and D */
+ * the i-th lie i*sa, i*sb, i*sc elements behind A, B, C and D; scaled: alpha times a
+ * number that gemm_run is given */
 typedef struct {
-	bool ta, tb, acc, add;
-	Dtype at, ct;                   /* of A and B; of C and D */
+	bool ta, tb, acc, add, scaled;
+	Dtype at, bt, ct;               /* of A, B (both alike, or both FP8); of C and D */
 	long m, n, k, lda, ldb, ldc, ldd;
 	long batch, sa, sb, sc;
 	float alpha, beta;
@@ -289,7 +295,8 @@ typedef struct {
 /* Makes what gemm_run needs for these operands, so that a step makes nothing. */
 void gemm_prepare(Gemm *g, const GemmShape *s);
 size_t gemm_scratch(const Gemm *g);     /* bytes held for it */
-void gemm_run(Gemm *g, const GemmShape *s, const void *a, const void *b, void *c, const void *d);
+void gemm_run(Gemm *g, const GemmShape *s, const void *a, const void *b, void *c, const void *d,
+              float scale);
 
 /* cache.c: what was compiled, by the SHA-256 of all that decides its bytes.
  * key: 64 hexadecimal digits; suffix: ".so", ".cubin" … */

@@ -67,12 +67,6 @@ untuned(void)
 	return getenv("HCGEN_NO_TUNE") != NULL;
 }
 
-static const char *
-dtype_name(Dtype dt)
-{
-	return dt == DT_BF16 ? "bf16" : "f32";
-}
-
 static void
 must(const RunStep *s, cublasStatus_t e, const char *what)
 {
@@ -101,7 +95,7 @@ alignment(const Run *r, const RunStep *s, const Mat *m, long stride)
 	unsigned a = 1;
 
 	if (s->batch > 1)
-		p |= (uintptr_t)stride * (m->dt == DT_BF16 ? 2 : 4);
+		p |= (uintptr_t)stride * dtype_size(m->dt);
 
 	while (a < MaxAlign && p % (2 * a) == 0)
 		a *= 2;
@@ -131,6 +125,7 @@ same(const Plan *p, const RunStep *s, const unsigned align[4])
 	       same_mat(&t->b, &s->b) && same_mat(&t->c, &s->c) &&
 	       t->batch == s->batch && t->sa == s->sa && t->sb == s->sb && t->sc == s->sc &&
 	       t->add == s->add && same_mat(addend(t), addend(s)) &&
+	       t->scaled == s->scaled && t->scale.off == s->scale.off &&
 	       memcmp(p->align, align, sizeof p->align) == 0;
 }
 
@@ -160,7 +155,8 @@ set_key(const Run *r, Plan *p)
 static cudaDataType_t
 type_of(Dtype dt)
 {
-	return dt == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+	return dt == DT_BF16 ? CUDA_R_16BF : dt == DT_E4M3 ? CUDA_R_8F_E4M3 :
+	       dt == DT_E5M2 ? CUDA_R_8F_E5M2 : CUDA_R_32F;
 }
 
 /* memory of rows x cols, row-major, as cuBLASLt sees it */
@@ -182,15 +178,21 @@ layout(const RunStep *s, const Mat *m, long rows, long cols, long stride)
 	return l;
 }
 
+/* The number in memory is the scale of an FP8 operand: cuBLASLt multiplies sums by it in
+ * fp32, when the product runs. */
 static void
-describe(Plan *p)
+describe(const Run *r, Plan *p)
 {
 	const RunStep *s = p->step;
+	const void *scale = s->scaled ? (void *)(r->base[s->scale.arena] + s->scale.off) : NULL;
 	int32_t x = s->tb ? CUBLAS_OP_T : CUBLAS_OP_N, y = s->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
 
 	MUST(s, cublasLtMatmulDescCreate, &p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
 	MUST(s, cublasLtMatmulDescSetAttribute, p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &x, sizeof x);
 	MUST(s, cublasLtMatmulDescSetAttribute, p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &y, sizeof y);
+	if (scale)
+		MUST(s, cublasLtMatmulDescSetAttribute, p->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
+		     &scale, sizeof scale);
 	p->x = layout(s, &s->b, s->tb ? s->n : s->k, s->tb ? s->k : s->n, s->sb);
 	p->y = layout(s, &s->a, s->ta ? s->k : s->m, s->ta ? s->m : s->k, s->sa);
 	p->c = layout(s, &s->c, s->m, s->n, s->sc);
@@ -222,13 +224,16 @@ plan_new(Run *r, const RunStep *s, const unsigned align[4])
 	const Cuda *c = r->dev;
 	Plan *p = NEW(c->lt->mem, Plan);
 
-	if (s->a.dt != s->b.dt || (s->a.dt == DT_F32 && s->c.dt != DT_F32))
+	if (dtype_fp8(s->a.dt) && c->capability < 89)
+		die("%s: FP8 products need compute capability 8.9, %s has %d.%d: numerics.head auto does without",
+		    s->site, c->name, c->capability / 10, c->capability % 10);
+	if ((s->a.dt != s->b.dt && !dtype_fp8(s->a.dt)) || (s->a.dt == DT_F32 && s->c.dt != DT_F32))
 		die("%s: a product of %s by %s into %s is not for device cuda", s->site,
 		    dtype_name(s->a.dt), dtype_name(s->b.dt), dtype_name(s->c.dt));
 	p->step = s;
 	memcpy(p->align, align, sizeof p->align);
 	set_key(r, p);
-	describe(p);
+	describe(r, p);
 	p->chosen = !untuned() && take_cached(c->lt, p);
 	c->lt->nuntimed += !p->chosen;
 	p->next = c->lt->plan;

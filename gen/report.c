@@ -199,9 +199,9 @@ report(const Bundle *b, Buf *o)
 		sum += b->nbytes[i];
 	}
 	buf_printf(o, "%14zu  together\n", sum);
-	for (i = 0; i < NPlans; i++)
+	for (i = 0; i < b->nplan; i++)
 		program_table(b, b->plan[i], o);
-	for (i = 0; i < NPlans; i++)
+	for (i = 0; i < b->nplan; i++)
 		memory_map(b->plan[i], o);
 }
 

@@ -112,7 +112,7 @@ show_kernels(const Bundle *b, FILE *f)
 
 	fprintf(f, "%-56s %-7s %8s %6s %10s %12s %10s\n", "kernel", "program", "launches",
 	        "blocks", "threads", "MB each", "us each");
-	for (i = 0; i < NPlans; i++)
+	for (i = 0; i < b->nplan; i++)
 		for (p = b->plan[i], j = 0; j < b->ntext; j++) {
 			l = launches(p, j);
 			if (!l.n)
@@ -179,7 +179,7 @@ show_kernel(const Bundle *b, const Text *t, const char *resources, FILE *f)
 		fwrite(p, 1, (size_t)(from - p - 1), f);
 		p = from;
 	}
-	for (i = 0; i < NPlans; i++) {
+	for (i = 0; i < b->nplan; i++) {
 		l = launches(b->plan[i], text);
 		if (l.n)
 			fprintf(f, "// launched  %d times in %s, %ld blocks%s: %.4g MB each, %.4g us"

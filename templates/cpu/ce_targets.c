@@ -51,6 +51,14 @@ HC void targets_of(const i32 *targets, const f32 *weights, long left, int t[TARG
 	}
 }
 
+// ln(1 + x) for x >= 0: the rounding of 1 + x is taken back
+HC float log1p_of(float x)
+{
+	const float u = 1.f + x;
+
+	return u == 1.f ? x : hc_logf(u) * (x / (u - 1.f));
+}
+
 // sum of exp(z - top) of all columns but targets
 HC double rest_of(const @DTL@ *l, float top, const int t[TARGETS])
 {
@@ -94,7 +102,7 @@ void @KERNEL@(const HcArg *a, long item)
 		const @DTL@ *restrict l = logits + r * VP;
 		@DTG@ *restrict dl = dlogits + r * VP;
 		int most = order(LD_@DTL@(l[0])), t[TARGETS];
-		float w[TARGETS], zt[TARGETS], dz[TARGETS] = { 0 }, et[TARGETS], W = 0, row = 0, unused;
+		float w[TARGETS], zt[TARGETS], dz[TARGETS], et[TARGETS], W = 0, row = 0, unused;
 
 		targets_of(targets + r, weights, seq - (row0 + r) % seq, t, w);
 
@@ -102,18 +110,27 @@ void @KERNEL@(const HcArg *a, long item)
 		for (long v = 1; v < V; v++)
 			most = order(LD_@DTL@(l[v])) > most ? order(LD_@DTL@(l[v])) : most;
 
-		const float top = cap(unorder(most), &unused);
+		const float largest = unorder(most), top = cap(largest, &unused);
 		const double rest = rest_of(l, top, t);
-		double all = rest;
+		double all = rest, over = rest;        // over: all - 1, once the 1 below was found
+		int one = 0;
 
 		for (int k = 0; k < TARGETS; k++) {
-			zt[k] = t[k] < 0 ? 0.f : cap(LD_@DTL@(l[t[k]]), &dz[k]) - top;
+			const float lt = LD_@DTL@(l[t[k] < 0 ? 0 : t[k]]), z = cap(lt, &dz[k]) - top;
+
+			// exactly 0 where it is the largest, however the compiler contracts
+			zt[k] = t[k] < 0 || lt == largest ? 0.f : z;
 			et[k] = t[k] < 0 ? 0.f : hc_expnf(zt[k]);
 			all += et[k];
 			W += w[k];
+			// one of all is exp(0) = 1; that of a target cancels exactly
+			if (!one && et[k] == 1.f)
+				one = 1;
+			else
+				over += et[k];
 		}
 
-		const float log_all = hc_logf((float)all), share = @K@ * W * (float)(1. / all);
+		const float log_all = log1p_of((float)(one ? over : over - 1)), share = @K@ * W * (float)(1. / all);
 
 		for (int k = 0; k < TARGETS; k++)
 			row += w[k] * (log_all - zt[k]);

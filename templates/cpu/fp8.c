@@ -13,7 +13,7 @@ HC unsigned char fp8_bits(float x, int man, int bias, float least, float ulps, u
 	const unsigned normal = ((a.u + (1u << (drop - 1)) - 1 + (a.u >> drop & 1)) >> drop) - ((unsigned)(127 - bias) << man);
 	const unsigned subnormal = s.u - ((HcBits){ .f = ulps }).u, r = a.f < least ? subnormal : normal;
 
-	return (unsigned char)((a.u > 0x7f800000u ? 0x7fu : r < most ? r : most) | (v.u >> 24 & 0x80u));
+	return (unsigned char)(a.u > 0x7f800000u ? 0x7fu : (r < most ? r : most) | (v.u >> 24 & 0x80u));
 }
 
 HC f8e4m3 E4M3(float x)

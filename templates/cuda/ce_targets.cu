@@ -123,7 +123,7 @@ void @KERNEL@(
 				most = fmaxf(most, WHOLE || c + i < V ? x[i] : most);
 		}
 
-		const float top = cap(block_max(most, red_max), &dz);
+		const float largest = block_max(most, red_max), top = cap(largest, &dz);
 
 		// exp(z - top) dz/dl takes the place of l
 		#pragma unroll 2
@@ -152,7 +152,10 @@ void @KERNEL@(
 
 		#pragma unroll
 		for (int k = 0; k < TARGETS; k++) {
-			lt[k] = cap(lt[k], &at[k]) - top;        // now z - top, and in at dz/dl
+			// now z - top, exactly 0 for the largest however the compiler contracts; and in at dz/dl
+			const float z = cap(lt[k], &at[k]) - top;
+
+			lt[k] = t[k] < 0 || lt[k] == largest ? 0.f : z;
 			et[k] = t[k] < 0 ? 0.f : exp2_approx(lt[k] * 1.44269504f);
 			all += et[k];
 			W += w[k];

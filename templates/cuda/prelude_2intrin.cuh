@@ -116,7 +116,7 @@ __device__ __forceinline__ unsigned fp8_bits(float x, int man, int bias, float l
 	const unsigned subnormal = __float_as_uint(__uint_as_float(a) + ulps) - __float_as_uint(ulps);
 	const unsigned r = __uint_as_float(a) < least ? subnormal : normal;
 
-	return (a > 0x7f800000u ? 0x7fu : r < most ? r : most) | (u >> 24 & 0x80u);
+	return a > 0x7f800000u ? 0x7fu : (r < most ? r : most) | (u >> 24 & 0x80u);
 }
 
 //% exports: pack_e4m3x2; needs: fp8_bits

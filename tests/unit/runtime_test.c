@@ -147,7 +147,7 @@ typedef struct {
 	const char *xy;
 	bool acc;
 	long m, n, k;
-	Dtype at, ct;
+	Dtype at, ct;           /* at E4M3: b is E5M2, or with alpha 0 E4M3 too */
 	long pad;               /* added to every leading dimension, and between matrices */
 	long batch;             /* 0: one */
 	float alpha, beta;      /* alpha 0: 1; beta 0: nothing is added */
@@ -158,12 +158,24 @@ typedef struct { void *a, *b, *c, *c0, *d; size_t nc; GemmShape s; } Operands;
 static size_t
 dsize(Dtype dt)
 {
-	return dt == DT_BF16 ? 2 : 4;
+	return dtype_size(dt);
+}
+
+/* of the code of an FP8 number, from the definition of the formats */
+static double
+fp8_number(uint8_t u, Dtype dt)
+{
+	int nman = dt == DT_E4M3 ? 3 : 2, bias = dt == DT_E4M3 ? 7 : 15, e = (u & 127) >> nman, m = u & ((1 << nman) - 1);
+	double x = e ? ldexp((1 << nman) + m, e - bias - nman) : ldexp(m, 1 - bias - nman);
+
+	return u & 128 ? -x : x;
 }
 
 static double
 get(const void *p, Dtype dt, long i)
 {
+	if (dtype_fp8(dt))
+		return fp8_number(((const uint8_t *)p)[i], dt);
 	return dt == DT_BF16 ? (double)from_bf16(((const uint16_t *)p)[i]) :
 	                       (double)((const float *)p)[i];
 }
@@ -177,7 +189,9 @@ fill(void *p, Dtype dt, size_t n, uint64_t seed)
 
 	for (i = 0; i < n; i++) {
 		x = (float)(draw(&s) >> 40) * 0x1p-23f - 1.0f;
-		if (dt == DT_BF16)
+		if (dtype_fp8(dt))      /* finite, of every size */
+			((uint8_t *)p)[i] = (uint8_t)(draw(&s) % 0x7b | (draw(&s) & 0x80));
+		else if (dt == DT_BF16)
 			((uint16_t *)p)[i] = bf16(x);
 		else
 			((float *)p)[i] = x;
@@ -187,12 +201,13 @@ fill(void *p, Dtype dt, size_t n, uint64_t seed)
 static Operands
 data_make(Arena *mem, const Case *t)
 {
-	bool ta = t->xy[0] == 't', tb = t->xy[1] == 't';
+	bool ta = t->xy[0] == 't', tb = t->xy[1] == 't', fp8 = dtype_fp8(t->at);
 	long batch = t->batch ? t->batch : 1, sd;
 	Operands d = {0};
 	GemmShape *s = &d.s;
 
-	*s = (GemmShape){ta, tb, t->acc, t->beta != 0, t->at, t->ct, t->m, t->n, t->k,
+	*s = (GemmShape){ta, tb, t->acc, t->beta != 0, fp8 && t->alpha != 0, t->at,
+	                 fp8 && t->alpha != 0 ? DT_E5M2 : t->at, t->ct, t->m, t->n, t->k,
 	                 (ta ? t->m : t->k) + t->pad, (tb ? t->k : t->n) + t->pad, t->n + t->pad,
 	                 t->beta != 0 ? t->n + 2 * t->pad : 0, batch, 0, 0, 0,
 	                 t->alpha != 0 ? t->alpha : 1, t->beta};
@@ -203,21 +218,23 @@ data_make(Arena *mem, const Case *t)
 	sd = t->m * s->ldd;
 	d.nc = (size_t)(batch * s->sc);
 	d.a = arena_alloc(mem, (size_t)(batch * s->sa) * dsize(t->at));
-	d.b = arena_alloc(mem, (size_t)(batch * s->sb) * dsize(t->at));
+	d.b = arena_alloc(mem, (size_t)(batch * s->sb) * dsize(s->bt));
 	d.c = arena_alloc(mem, d.nc * dsize(t->ct));
 	d.c0 = arena_alloc(mem, d.nc * dsize(t->ct));
 	d.d = arena_alloc(mem, (size_t)(batch * s->sc + sd) * dsize(t->ct));
 	fill(d.a, t->at, (size_t)(batch * s->sa), 1);
-	fill(d.b, t->at, (size_t)(batch * s->sb), 2);
+	fill(d.b, s->bt, (size_t)(batch * s->sb), 2);
 	fill(d.c0, t->ct, d.nc, 3);
 	fill(d.d, t->ct, (size_t)(batch * s->sc + sd), 4);
 	return d;
 }
 
+static const float memory_scale = 0.37f;
+
 static void
 gemm_case(Gemm *g, const Operands *d)
 {
-	gemm_run(g, &d->s, d->a, d->b, d->c, d->s.add ? d->d : NULL);
+	gemm_run(g, &d->s, d->a, d->b, d->c, d->s.add ? d->d : NULL, d->s.scaled ? memory_scale : 1);
 }
 
 static double
@@ -230,7 +247,7 @@ dot(const Operands *d, long w, long i, long j, double *mag)
 	*mag = 0;
 	for (l = 0; l < s->k; l++) {
 		x = get(d->a, s->at, w * s->sa + (s->ta ? l * s->lda + i : i * s->lda + l)) *
-		    get(d->b, s->at, w * s->sb + (s->tb ? j * s->ldb + l : l * s->ldb + j));
+		    get(d->b, s->bt, w * s->sb + (s->tb ? j * s->ldb + l : l * s->ldb + j));
 		sum += x;
 		*mag += fabs(x);
 	}
@@ -245,20 +262,21 @@ static double
 worst_ratio(const Operands *d)
 {
 	const GemmShape *s = &d->s;
-	double worst = 0, want, got, mag, tol, had = 0;
+	double worst = 0, want, got, mag, tol, had = 0, alpha;
 	long i, j, w, step = s->batch * s->m * s->n * s->k > 20000000 ? 37 : 1, at;
 
 	for (at = 0; at < s->batch * s->m * s->n; at += step) {
 		w = at / s->n / s->m;
 		i = at / s->n % s->m;
 		j = at % s->n;
-		want = s->alpha * dot(d, w, i, j, &mag);
+		alpha = (double)s->alpha * (s->scaled ? (double)memory_scale : 1);
+		want = alpha * dot(d, w, i, j, &mag);
 		if (s->acc)
 			had = get(d->c0, s->ct, w * s->sc + i * s->ldc + j);
 		else if (s->add)
 			had = s->beta * get(d->d, s->ct, w * s->sc + i * s->ldd + j);
 		want += had;
-		mag = fabs(s->alpha) * mag + fabs(had);
+		mag = fabs(alpha) * mag + fabs(had);
 		got = get(d->c, s->ct, w * s->sc + i * s->ldc + j);
 		tol = (double)(s->k + 3) * 0x1p-24 * mag +
 		      fabs(want) * (s->ct == DT_BF16 ? 0x1p-8 : 0x1p-23) +
@@ -313,7 +331,7 @@ test_gemm_case(Gemm *const g[3], const Case *t, const char *tag)
 	        "gemm%s_%s%s_batch%ld_alpha%g_beta%g_%ldx%ldx%ld_pad%ld_%s_%s%s%s%s error/bound %.3f",
 	        tag, t->xy, t->acc ? "_acc" : "", d.s.batch, (double)d.s.alpha,
 	        (double)d.s.beta, t->m, t->n, t->k, t->pad,
-	        t->at == DT_BF16 ? "bf16" : "f32",
+	        dtype_name(t->at),
 	        t->ct == DT_BF16 ? "bf16" : "f32",
 	        same ? "" : " THREADS DIFFER", gaps ? "" : " GAP WRITTEN",
 	        worst <= 1 ? "" : " WRONG", worst);
@@ -333,6 +351,26 @@ count_tasks(void)
 		n += e->d_name[0] != '.';
 	closedir(dir);
 	return n;
+}
+
+/* Operands of one byte, in every form: products without a factor, and products with one
+ * that is in part in memory. */
+static void
+test_gemm_fp8(Gemm *const g[3], const char *tag)
+{
+	static const char *const xy[] = {"nn", "nt", "tn", "tt"};
+	static const long size[][4] = {{1, 1, 1, 0}, {16, 48, 80, 16}, {70, 50, 2100, 3}, {300, 1100, 64, 0}};
+	size_t i, k;
+	int form;
+
+	for (i = 0; i < sizeof size / sizeof *size; i++)
+		for (k = 0; k < 4; k++)
+			for (form = 0; form < 4; form++) {
+				const Case t = {xy[k], form == 3, size[i][0], size[i][1], size[i][2], DT_E4M3,
+				                form % 2 ? DT_F32 : DT_BF16, size[i][3], 0, form / 2 ? -0.21f : 0, 0};
+
+				test_gemm_case(g, &t, tag);
+			}
 }
 
 /* batches, a factor, an addend: alone and together */
@@ -391,6 +429,7 @@ test_gemm(const char *tag, int tasks)
 					test_gemm_case(g, &t, tag);
 				}
 	test_gemm_options(g, tag);
+	test_gemm_fp8(g, tag);
 	/* 1 of p[1], 2 of p[2] */
 	verdict(count_tasks() == tasks + 3,
 	        "gemm%s_no_threads_of_openmp: %d tasks", tag, count_tasks());

@@ -11,6 +11,7 @@
 #define _GNU_SOURCE
 #include "test.h"
 #include "../../gen/fuse.h"
+#include "../../gen/interp.h"
 #include "../../gen/templates.h"
 #include "../../runtime/simt.h"
 #include "../gpu/intrinsics.h"
@@ -594,6 +595,120 @@ transpose(void *a, char err[200])
 	return run(arena_printf(mem, "transpose_%s", q->name), q->cuda, tiles, 0, err) && turned(x, to, q, err);
 }
 
+/* the interpreter */
+
+typedef struct { const Model *m; const Inputs *in; const double *y, *w; double *l; } Naive;
+
+/* e4m3 of y or of the matrix, as docs/spec.md has it, and not divided back */
+static double
+e4m3_of(double x, double becomes_448, bool bf16)
+{
+	return nearest_fp8((double)((float)(bf16 ? round_bf16(x) : x) * (float)(448 / becomes_448)), 4);
+}
+
+static double
+fp8_y(const Naive *n, long t, int c)
+{
+	return e4m3_of(n->y[t * n->m->C + c], n->m->spec->fp8_x, true);
+}
+
+static double
+fp8_w(const Naive *n, long v, int c)
+{
+	return e4m3_of(n->w[v * n->m->C + c], n->m->spec->fp8_w, false);
+}
+
+/* logits, then G, by the letter of docs/spec.md; returns the row's loss */
+static double
+naive_row(const Naive *n, long t)
+{
+	const Model *m = n->m;
+	const Spec *s = m->spec;
+	double *l = n->l + t * m->Vp, all = 0, loss = 0, g;
+	int v, c, k, left = m->seq - (int)(t % m->seq);
+
+	for (v = 0; v < m->V; v++) {
+		for (l[v] = 0, c = 0; c < m->C; c++)
+			l[v] += fp8_y(n, t, c) * fp8_w(n, v, c);
+		l[v] = round_bf16(l[v] * (s->fp8_x / 448 * (s->fp8_w / 448)));
+		all += exp(l[v]);
+	}
+	for (k = 0; k < m->ntarget && k < left; k++)
+		loss += n->in->weight[k] * (log(all) - l[n->in->targets[t + k]]);
+	for (v = 0; v < m->V; v++) {
+		for (g = 0, k = 0; k < m->ntarget && k < left; k++)
+			g += n->in->weight[k] * (exp(l[v]) / all - (v == n->in->targets[t + k]));
+		l[v] = nearest_fp8(g * (float)(448 / s->fp8_grad), 5);
+	}
+	return loss;
+}
+
+static bool
+interpreter(void *a, char err[200])
+{
+	const Model *m = model_of("fp8", "model: {layers: 1, width: 16, heads: 2, vocab: 29, vocab_multiple: 16, "
+	        "init: {out: random}}\ntrain: {tokens_per_step: 32, seq_len: 8, stages: {a: {targets: [1, 0.5, 0.25]}}}\n"
+	        "numerics: {head: fp8, fp8: {x: 12, w: 3, grad: 2}}\n");
+	Graph *g = train_graph(m, m->T);
+	Inputs in = inputs_random(m, m->T);
+	Interp *I = interp_graph(g, &in, NULL);
+	Naive n = { m, &in, NULL, in.param[m->head], NEWN(mem, double, m->T * m->Vp) };
+	double *dw = NEWN(mem, double, m->Vp * m->C), *dy = NEWN(mem, double, m->T * m->C), loss = 0, d, e;
+	const double *got = NULL;
+	int i, v, c;
+	long t;
+
+	(void)a;
+	for (i = 0; i < g->n; i++) {
+		if (g->v[i].op == OP_HEAD)
+			n.y = I->x[g->v[i].arg[0]];
+		if (g->v[i].op == OP_OUT && g->v[g->v[i].arg[0]].op == OP_HEAD && g->v[i].attr[0] == 1)
+			got = I->x[i];
+	}
+	for (t = 0; t < m->T; t++)
+		loss += naive_row(&n, t);
+	for (v = 0; v < m->V; v++)
+		for (c = 0; c < m->C; c++) {
+			for (d = 0, t = 0; t < m->T; t++)
+				d += n.l[t * m->Vp + v] * fp8_y(&n, t, c);
+			dw[v * m->C + c] = d * (m->spec->fp8_grad / 448) * (m->spec->fp8_x / 448) * in.scale;
+		}
+	for (t = 0; t < m->T; t++)
+		for (c = 0; c < m->C; c++) {
+			for (d = 0, v = 0; v < m->V; v++)
+				d += n.l[t * m->Vp + v] * fp8_w(&n, v, c);
+			dy[t * m->C + c] = d * (m->spec->fp8_grad / 448) * (m->spec->fp8_w / 448) * in.scale;
+		}
+	e = distance(got, dy, m->T * m->C, norm2(dy, m->T * m->C));
+	d = distance(I->grad[m->head], dw, (long)m->Vp * m->C, norm2(dw, (long)m->Vp * m->C));
+	snprintf(err, 200, "loss %.12g, want %.12g; gradient of the head off by %.3g, of y by %.3g",
+	         interp_loss(I), loss, d, e);
+	return fabs(interp_loss(I) - loss) <= 1e-12 * loss && d <= 1e-12 && e <= 1e-12;
+}
+
+/* every number of both formats, the midpoints between them, and what is next to those */
+static bool
+rounding(void *a, char err[200])
+{
+	int nexp, code, k;
+	double at, x;
+
+	(void)a;
+	for (nexp = 4; nexp <= 5; nexp++)
+		for (code = 0; code <= (nexp == 4 ? 0x7f : 0x7c); code++)
+			for (k = 0; k < 8; k++) {
+				at = fp8_value(code, nexp);
+				x = (at + fp8_value(code + k / 2 % 2, nexp)) / 2;
+				x = k < 4 ? x : k % 2 ? nextafter(x, 1e9) : nextafter(x, 0);
+				x = k % 2 ? -x : x;
+				if (round_fp8(nexp == 4 ? E4M3 : E5M2, x) == nearest_fp8(x, nexp))
+					continue;
+				return snprintf(err, 200, "%.17g with %d bits of exponent becomes %g, not %g", x, nexp,
+				                round_fp8(nexp == 4 ? E4M3 : E5M2, x), nearest_fp8(x, nexp)), false;
+			}
+	return isnan(round_fp8(E4M3, NAN)) && round_fp8(E5M2, -INFINITY) == -57344;
+}
+
 static void
 turn_kernels(void)
 {
@@ -632,6 +747,8 @@ main(void)
 	for (i = 0; i < NCes; i++)
 		ce_kernel(&ces[i]);
 	turn_kernels();
+	check_case("round_fp8", rounding, NULL);
+	check_case("the interpreter's FP8 head", interpreter, NULL);
 	compile_cpu();
 	all_on(false);
 	if (missing) {

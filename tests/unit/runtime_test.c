@@ -738,6 +738,11 @@ write_manifest(Arena *mem, const char *from, const char *to)
 	buf_free(&b);
 }
 
+#define FP8_FROM \
+	"gemm nt 8 8 8 acc 0 a weights+0 bf16 8 b weights+0 bf16 8 c acts+512 f32 8"
+#define FP8_A(type) " a acts+0 " type " 16"
+#define FP8_B(type, ld) " b acts+1024 " type " " #ld " c acts+2048 f32 16"
+
 static void
 test_manifest_damage(Arena *mem)
 {
@@ -795,6 +800,15 @@ test_manifest_damage(Arena *mem)
 		{"gemm_batch_beyond", "acc 0 a", "acc 0 batch 64 64 0 64 a", "beyond"},
 		{"gemm_batch_overlap", "acc 0 a", "acc 0 batch 2 0 0 63 a", "batch overlap"},
 		{"gemm_batch_overflow", "acc 0 a", "acc 0 batch 1048576 1099511627776 0 64 a", "too much"},
+		{"gemm_fp8_form", FP8_FROM, "gemm nn 16 16 16 acc 0" FP8_A("f8e4m3") FP8_B("f8e4m3", 16), "lie along k"},
+		{"gemm_fp8_twice_e5m2", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("f8e5m2") FP8_B("f8e5m2", 16), "f8e5m2 by f8e5m2"},
+		{"gemm_fp8_and_bf16", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("bf16") FP8_B("f8e5m2", 16), "both FP8"},
+		{"gemm_fp8_size", FP8_FROM, "gemm nt 16 16 8 acc 0" FP8_A("f8e4m3") FP8_B("f8e5m2", 16), "no multiple of 16"},
+		{"gemm_fp8_stride", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("f8e4m3") FP8_B("f8e5m2", 24), "no multiple of 16"},
+		{"gemm_fp8_batch", FP8_FROM, "gemm nt 16 16 16 acc 0 batch 2 256 256 256" FP8_A("f8e4m3") FP8_B("f8e5m2", 16),
+		 "batch or an addend"},
+		{"gemm_scale_of_bf16", "acc 0 a", "acc 0 scale sched+8 a", "not FP8"},
+		{"gemm_scale_beyond", "acc 0 a", "acc 0 scale sched+48 a", "beyond"},
 		{"gemm_alpha_word", "acc 0 a", "acc 0 alpha x a", "not a number"},
 		{"gemm_add_type", "acc 0 a", "acc 0 add acts+0 bf16 8 1 a", "type of c"},
 		{"gemm_add_acc", "acc 0 a", "acc 1 add acts+0 f32 8 1 a", "acc is 0"},

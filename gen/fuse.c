@@ -471,7 +471,7 @@ model_times(Plan *p)
 	for (i = 0; i < p->nstep; i++) {
 		s = &p->step[i];
 		rate = s->kind != STEP_GEMM ? t->attn :
-		       s->opd[0].dt == BF16 ? t->bf16 : t->f32;
+		       dt_fp8(s->opd[0].dt) ? t->fp8 : s->opd[0].dt == BF16 ? t->bf16 : t->f32;
 		mem = s->nbytes / (t->gbs * 1e3);
 		mul_ = s->flops / (rate * 1e6);
 		p->step[i].us = t->launch + (mem > mul_ ? mem : mul_);

@@ -1,4 +1,4 @@
-/* Private to fuse.c, steps.c, steps_attn.c, plan.c, terms.c and recompute.c. */
+/* Private to fuse.c, steps*.c, plan.c, terms.c and recompute.c. */
 #ifndef FUSE_H
 #define FUSE_H
 
@@ -23,9 +23,15 @@ Opd opd_float(double x);
 int buffer_new(Plan *p, const char *name, int val, Dt dt, long rows, long width);
 Opd opd_val(Fuse *f, int v);
 int contrib_param(const Graph *g, int v);
+Opd opd_weight(Fuse *f, int v);         /* a matrix as products read it */
+Opd opd_grad(const Graph *g, int param);
+int out_value(const Graph *g, int tuple, int which);    /* or -1 */
 Step *step_new(Plan *p, StepKind kind, const char *name, const char *site);
 void step_launch(const Plan *p, Step *s, long items, long n, long width);
 void push(Plan *p, Step *s, Opd o);
+/* c (+)= op(a) op(b), row-major, with the bytes and flops of that */
+Step *gemm_step(Fuse *f, int v, const char *site, Opd a, bool ta, Opd b, bool tb, Opd c,
+                bool acc, long m, long n, long k);
 const char *sub_name(const Model *m, int sub);
 const char *site_name(Plan *p, const Val *v, const char *what);
 const char *short_name(const char *name);
@@ -39,6 +45,10 @@ void heavy_step(Fuse *f, int i);
 void heavy_attn(Fuse *f, int i);
 void heavy_attn_bwd_cpu(Fuse *f, int i);
 void heavy_attn_bwd_cuda(Fuse *f, int i);
+
+/* steps_head.c */
+void heavy_head(Fuse *f, int i);
+void heavy_logits(Fuse *f, int i);
 
 /* fuse.c */
 bool is_row(const Val *v);

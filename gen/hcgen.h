@@ -293,9 +293,10 @@ void plan_why(Arena *a, const Graph *g, const Graph *other, const Knobs *knob, B
 /* what the text is emitted for */
 enum { TO_CPU, TO_CUDA };
 
-typedef enum { F32, BF16, F64, I32 } Dt;        /* storage types */
+typedef enum { F32, BF16, F64, I32, E4M3, E5M2 } Dt;    /* storage types */
 int dt_size(Dt dt);
 const char *dt_name(Dt dt);
+bool dt_fp8(Dt dt);
 
 /* a region of the acts arena: rows * width elements */
 typedef struct {
@@ -310,6 +311,9 @@ typedef struct {
 enum { A_PARAMS, A_WEIGHTS, A_GRADS, A_MOMENT1, A_MOMENT2, A_ACTS, A_TABLES,
        A_INPUTS, A_SCHED, A_RESULT, NArenas };
 extern const char *const arena_name[NArenas];
+
+/* f32 of the arena sched that kernels read: docs/emitted.md */
+enum { SchedScale = 2, SchedTargets = 8 };
 
 /* regions that are not in acts, by name; emit.c gives their offsets */
 enum { INPUT_TOKENS, INPUT_TARGETS, INPUT_DOCSTART, INPUT_PAIR_DOCSTART, INPUT_ORDER, INPUT_HASH,
@@ -349,9 +353,13 @@ typedef struct {
 	long items;             /* cpu: calls; cuda: blocks of the grid */
 	int threads;            /* cuda: of a block */
 	size_t smem;            /* cuda: dynamic shared memory, bytes */
-	int nopd, capopd;       /* arguments; GEMM: A B C */
+	int nopd, capopd;       /* arguments; GEMM: A B C, and D where one is added */
 	Opd *opd;
 	bool ta, tb, acc;       /* GEMM */
+	long batch, sa, sb, sc; /* GEMM: how many (0: one), elements between matrices; D as C */
+	double alpha, beta;     /* GEMM: C = alpha A B + beta D; alpha 0: 1 */
+	bool scaled;            /* GEMM: alpha is multiplied by the f32 at scale */
+	Opd scale;
 	long m, n, k;           /* TAIL: gradients m … n-1, as tail_first counts them */
 	int val;                /* heavy op it carries out, or -1 */
 } Step;
@@ -402,6 +410,12 @@ long kernel_reads(const Graph *g, const RowKernel *k, int v);
  * element of p: all elements of those before it.  p == nparam: of all. */
 long tail_first(const Graph *g, int p);
 bool has_scalars(const Graph *g, int p);
+
+/* steps_head.c: the FP8 head (docs/spec.md): a number is stored times `by`, in fp32, and
+ * stands for what is stored times `scale` */
+typedef struct { struct Fp8Scale { double scale; float by; } x, w, grad; } Fp8;
+Fp8 fp8_scales(const Spec *s);
+bool head_is_fp8(const Graph *g);       /* of a train program alone */
 
 /* mem.c: offsets in acts by lifetime, 256-byte aligned; sets acts_nbytes */
 void mem_place(Plan *p);
@@ -467,7 +481,7 @@ const char *text_suffix(const Bundle *b);
 typedef struct {
 	const char *name;
 	double gbs;             /* copy bandwidth, GB/s */
-	double bf16, f32;       /* GEMM rates, TFLOP/s */
+	double fp8, bf16, f32;  /* GEMM rates, TFLOP/s */
 	double attn;            /* attention rate, TFLOP/s */
 	double launch;          /* us per launch */
 } Target;
@@ -482,6 +496,7 @@ typedef struct {
 	const int32_t *hash[MaxSources];        /* per source with a table */
 	double *const *param;
 	double scale;           /* of the loss gradient: 1/(tokens of the step) */
+	const double *weight;   /* of targets, Model.ntarget; NULL: 1, of the next token alone */
 } Inputs;
 
 /* values of a graph: x[v] is [T, width] for vec and rowval, [width] for a

@@ -26,9 +26,16 @@ void interp_attn_delta(Interp *I, const Val *v, double *delta, double *mag);
 void interp_attn_grads(Interp *I, const Val *v, const double *delta, const double *delta_mag,
                        double *g[3], double *mag[3]);
 void interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3]);
+/* Nearest of E4M3 or E5M2, ties to even, saturating.  What is put into memory of these types
+ * is rounded by whoever holds the memory. */
+double round_fp8(Dt dt, double x);
 double interp_softcap(const Spec *s, double l, double *dz);
-/* logits l of one row become gradients; returns the loss */
-double interp_head_row(Interp *I, double *l, int target);
+/* what the loss of one row wants of it: token `of` k with weight w[k] */
+typedef struct { int n, of[MaxTargets]; double w[MaxTargets]; } Targets;
+/* How many targets row t has, of[] being the caller's to fill; their weights. */
+Targets interp_targets(const Interp *I, long t);
+/* Logits l of one row become gradients, times scale; returns the loss. */
+double interp_head_row(const Interp *I, double *l, const Targets *t, double scale);
 const int32_t *interp_index(const Interp *I, const Val *v);
 void interp_gather(Interp *I, const Val *v, double *r);         /* and scatter */
 void interp_head(Interp *I, const Val *v, double *loss, double *dx, double *dw);
@@ -44,6 +51,15 @@ typedef struct {
 	void (*get_sum)(void *ctx, const Opd *o, long n, double *x);
 	void (*put_sum)(void *ctx, const Opd *o, long n, const double *x, const double *mag);
 } Access;
+
+/* a step that is carried out */
+typedef struct { Interp *I; const Plan *p; const Step *s; const Access *m; } Exec;
+
+/* interp_head.c: steps of the head */
+void step_ce(Exec *x);
+void step_ce_targets(Exec *x);
+void step_quantise(Exec *x);
+void step_transpose(Exec *x);
 
 /* Carry out one step in double, reading and writing through m alone. */
 void interp_step(Interp *I, const Plan *p, const Step *s, const Access *m);

@@ -1,5 +1,5 @@
 /* The heavy ops in double, as plain as they are defined: matrix products,
- * attention, the head, gather and scatter. */
+ * attention, gather and scatter. */
 #include "interp.h"
 
 #include <math.h>
@@ -255,67 +255,6 @@ interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3])
 	interp_attn_grads(I, v, delta, delta_mag, g, mag);
 	free(delta);
 	free(delta_mag);
-}
-
-/* softcap and its derivative */
-double
-interp_softcap(const Spec *s, double l, double *dz)
-{
-	double z;
-
-	switch (s->softcap) {
-	case CAP_TANH:
-		z = tanh(l / s->cap);
-		*dz = 1 - z * z;
-		return s->cap * z;
-	case CAP_SIGMOID:
-		z = 1 / (1 + exp(-(l + s->cap_shift) / s->cap_temperature));
-		*dz = s->cap * z * (1 - z) / s->cap_temperature;
-		return s->cap * z;
-	default:
-		*dz = 1;
-		return l;
-	}
-}
-
-/* logits z and gradients of one row; returns its loss */
-double
-interp_head_row(Interp *I, double *l, int target)
-{
-	const Model *m = I->g->model;
-	double *dz = interp_array((size_t)m->Vp), max = -INFINITY, sum = 0, loss;
-	int c;
-
-	for (c = 0; c < m->V; c++) {
-		l[c] = interp_softcap(m->spec, l[c], &dz[c]);
-		max = fmax(max, l[c]);
-	}
-	for (c = 0; c < m->V; c++)
-		sum += exp(l[c] - max);
-	loss = max + log(sum) - l[target];
-	for (c = 0; c < m->Vp; c++)
-		l[c] = c < m->V ? I->in->scale * dz[c] *
-		       (exp(l[c] - max) / sum - (c == target)) : 0;
-	free(dz);
-	return loss;
-}
-
-void
-interp_head(Interp *I, const Val *v, double *loss, double *dx, double *dw)
-{
-	const Model *m = I->g->model;
-	const double *x = I->x[v->arg[0]];
-	const double *w = I->in->param[I->g->v[v->arg[1]].attr[0]];
-	long T = I->in->T, t;
-	int C = m->C;
-	double *l = interp_array((size_t)T * (size_t)m->Vp);
-
-	interp_matmul(l, x, w, T, m->Vp, C, C, 1, C, 1);
-	for (t = 0; t < T; t++)
-		*loss += interp_head_row(I, l + t * m->Vp, I->in->targets[t]);
-	interp_matmul(dx, l, w, T, C, m->Vp, m->Vp, 1, 1, C);
-	interp_matmul(dw, l, x, m->Vp, C, T, 1, m->Vp, 1, C);
-	free(l);
 }
 
 const int32_t *

@@ -1,17 +1,13 @@
 /* Executes the steps of a Plan in double.
  *
  * interp_step may touch nothing but what the step says it reads and writes;
- * where that lies is the caller's business.  interp_plan runs a whole plan in
- * one block of memory laid out as mem.c planned it, with NaN wherever no
- * buffer is alive, so that a wrong lifetime or a missing store shows in the
- * result.  runtime/verify.c runs single steps on the memory of a real run. */
+ * where that lies is the caller's business: interp_run.c has a plan's memory in
+ * double, runtime/verify.c that of a real run. */
 #include "interp.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct { Interp *I; const Plan *p; const Step *s; const Access *m; } Exec;
 
 static void
 get(Exec *x, const Opd *o, long n, double *to)
@@ -66,20 +62,43 @@ put_rows(Exec *x, const Opd *o, long rows, long width, const double *a, bool add
 }
 
 static void
-gemm(Exec *x)
+gemm_one(Exec *x, long i)
 {
 	const Step *s = x->s;
-	const Opd *o = s->opd;
-	double *a = get_rows(x, &o[0], s->ta ? s->k : s->m, s->ta ? s->m : s->k);
-	double *b = get_rows(x, &o[1], s->tb ? s->n : s->k, s->tb ? s->k : s->n);
-	double *c = interp_array((size_t)(s->m * s->n));
+	const Opd oa = moved(s->opd[0], i * s->sa), ob = moved(s->opd[1], i * s->sb);
+	const Opd oc = moved(s->opd[2], i * s->sc);
+	double *a = get_rows(x, &oa, s->ta ? s->k : s->m, s->ta ? s->m : s->k);
+	double *b = get_rows(x, &ob, s->tb ? s->n : s->k, s->tb ? s->k : s->n);
+	double *c = interp_array((size_t)(s->m * s->n)), *d, scale = 1;
+	Opd od;
+	long j;
 
 	interp_matmul(c, a, b, s->m, s->n, s->k, s->ta ? 1 : s->k, s->ta ? s->m : 1,
 	              s->tb ? s->k : 1, s->tb ? 1 : s->n);
-	put_rows(x, &o[2], s->m, s->n, c, s->acc);
+	if (s->scaled)
+		get(x, &s->scale, 1, &scale);
+	for (j = 0; j < s->m * s->n; j++)
+		c[j] *= (s->alpha != 0 ? s->alpha : 1) * scale;
+	if (s->nopd > 3) {
+		od = moved(s->opd[3], i * s->sc);
+		d = get_rows(x, &od, s->m, s->n);
+		for (j = 0; j < s->m * s->n; j++)
+			c[j] += s->beta * d[j];
+		free(d);
+	}
+	put_rows(x, &oc, s->m, s->n, c, s->acc);
 	free(a);
 	free(b);
 	free(c);
+}
+
+static void
+gemm(Exec *x)
+{
+	long i;
+
+	for (i = 0; i < (x->s->batch ? x->s->batch : 1); i++)
+		gemm_one(x, i);
 }
 
 /* row kernels */
@@ -375,43 +394,6 @@ attn_bwd_dkv(Exec *x)
 	attn_grads(x, opd, 12, to);
 }
 
-/* One row of the head.  The loss is logsumexp, at least about ln V, minus a
- * logit; the target's gradient is its probability minus 1: both may cancel. */
-static void
-ce_row(Exec *x, double *l, double *mag, long row)
-{
-	const Model *m = x->p->model;
-	const Opd *o = x->s->opd;
-	Opd at = moved(o[3], row);
-	double target, loss, size, dz;
-	long c;
-
-	get(x, &at, 1, &target);
-	interp_softcap(m->spec, l[(int)target], &dz);
-	loss = interp_head_row(x->I, l, (int)target);
-	size = fabs(loss) + log(m->V);
-	at = moved(o[0], row);
-	put_mag(x, &at, 1, &loss, &size);
-	if (!o[6].i)
-		return;
-	for (c = 0; c < m->Vp; c++)
-		mag[c] = fabs(l[c]) + (c == (long)target ? 2 * fabs(x->I->in->scale * dz) : 0);
-	at = moved(o[1], row * m->Vp);
-	put_mag(x, &at, m->Vp, l, mag);
-}
-
-static void
-ce(Exec *x)
-{
-	long Vp = x->p->model->Vp, n = x->s->opd[5].i, r;
-	double *l = get_rows(x, &x->s->opd[2], n, Vp), *mag = interp_array((size_t)Vp);
-
-	for (r = 0; r < n; r++)
-		ce_row(x, l + r * Vp, mag, r);
-	free(l);
-	free(mag);
-}
-
 static void
 softcap(Exec *x)
 {
@@ -527,7 +509,8 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 {
 	static const struct { const char *name; void (*run)(Exec *x); } tmpl[] = {
 		{ "gather", gather }, { "scatter", scatter }, { "attn_fwd", attn_fwd },
-		{ "attn_bwd", attn_bwd }, { "ce", ce }, { "softcap", softcap },
+		{ "attn_bwd", attn_bwd }, { "ce", step_ce }, { "ce_targets", step_ce_targets },
+		{ "quantise", step_quantise }, { "transpose8", step_transpose }, { "softcap", softcap },
 		{ "finish", finish }, { "loss_sum", loss_sum },
 		{ "scaled", scaled }, { "scaled_bwd", scaled_bwd }, { "gate", gate }, { "gate_bwd", gate_bwd },
 		{ "attn_fwd_f32", attn_fwd }, { "scatter_finish", scatter_finish },
@@ -555,119 +538,4 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 			}
 	}
 	bug("interp: no way to carry out %s", s->name);
-}
-
-/* a whole plan: every two bytes of acts are one double */
-
-typedef struct { Interp *I; const Plan *p; double *acts; double loss; } Memory;
-
-static double *
-cell(Memory *m, const Opd *o, long i)
-{
-	const Model *model = m->p->model;
-	size_t off = o->off + (size_t)(i * dt_size(o->dt));
-	const Param *w;
-	int j;
-
-	if (o->kind == OPD_BUF)
-		return m->acts + (m->p->buf[o->id].off + off) / 2;
-	if (o->kind == OPD_ARENA && o->id == A_RESULT)
-		return &m->loss;
-	for (j = 0; j < model->nparam; j++) {
-		w = &model->param[j];
-		if (o->id == A_WEIGHTS && w->woff >= 0 && off >= (size_t)w->woff &&
-		    off < (size_t)w->woff + (size_t)w->n * 2)
-			return (double *)m->I->in->param[j] + (off - (size_t)w->woff) / 2;
-		if (o->id != A_WEIGHTS && off >= w->off && off < w->off + (size_t)w->n * 4)
-			return (o->id == A_GRADS ? m->I->grad[j] :
-			        (double *)m->I->in->param[j]) + (off - w->off) / 4;
-	}
-	bug("interp: no parameter at %zu", off);
-}
-
-static void
-memory_get(void *ctx, const Opd *o, long n, double *x)
-{
-	Memory *m = ctx;
-	double *p;
-	long i, step = o->kind == OPD_BUF ? dt_size(o->dt) / 2 : 1;
-
-	if (o->kind == OPD_INPUT) {
-		for (i = 0; i < n; i++)
-			x[i] = m->I->in->targets[o->off / 4 + (size_t)i];
-		return;
-	}
-	p = cell(m, o, 0);
-	for (i = 0; i < n; i++)
-		x[i] = p[i * step];
-}
-
-static void
-memory_put(void *ctx, const Opd *o, long n, const double *x, const double *mag, bool adds)
-{
-	Memory *m = ctx;
-	double *p = cell(m, o, 0);
-	long i, step = o->kind == OPD_BUF ? dt_size(o->dt) / 2 : 1;
-
-	(void)mag;
-	for (i = 0; i < n; i++)
-		p[i * step] = (adds ? p[i * step] : 0) + x[i];
-}
-
-static void
-memory_get_sum(void *ctx, const Opd *o, long n, double *x)
-{
-	memory_get(ctx, o, n, x);
-}
-
-static void
-memory_put_sum(void *ctx, const Opd *o, long n, const double *x, const double *mag)
-{
-	memory_put(ctx, o, n, x, mag, false);
-}
-
-/* NaN wherever no buffer is alive at this step */
-static void
-poison(Memory *m, int step)
-{
-	size_t n = m->p->acts_nbytes / 2, i;
-	const Buffer *b;
-	bool *alive = calloc(n + 1, 1);
-	int j;
-
-	if (!alive)
-		die("out of memory: the interpreter");
-	for (j = 0; j < m->p->nbuf; j++) {
-		b = &m->p->buf[j];
-		if (b->first < step && b->last >= step)
-			memset(alive + b->off / 2, 1, b->nbytes / 2);
-	}
-	for (i = 0; i < n; i++)
-		if (!alive[i])
-			m->acts[i] = NAN;
-	free(alive);
-}
-
-Interp *
-interp_plan(const Plan *p, const Inputs *in)
-{
-	Interp *I = interp_new(p->g, in);
-	Memory m = { I, p, interp_array(p->acts_nbytes / 2 + 1), 0 };
-	Access a = { &m, memory_get, memory_put, memory_get_sum, memory_put_sum };
-	int i;
-
-	for (i = 0; i < p->nstep; i++) {
-		poison(&m, i);
-		interp_step(I, p, &p->step[i], &a);
-	}
-	if (p->g->loss >= 0) {
-		I->x[p->g->loss] = interp_array(1);
-		I->x[p->g->loss][0] = m.loss;
-	}
-	if (p->g->logits >= 0) {
-		I->x[p->g->logits] = interp_array((size_t)(p->T * p->model->Vp));
-		memory_get(&m, &p->logits, p->T * p->model->Vp, I->x[p->g->logits]);
-	}
-	free(m.acts);
-	return I;
 }

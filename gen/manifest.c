@@ -204,6 +204,26 @@ tables_inputs(const Bundle *b, Buf *o)
 	}
 }
 
+/* what a product has beside A B: see docs/emitted.md */
+static void
+gemm_options(const Bundle *b, const Plan *p, const Step *s, Buf *o)
+{
+	if (s->batch > 1)
+		buf_printf(o, " batch %ld %ld %ld %ld", s->batch, s->sa, s->sb, s->sc);
+	if (s->alpha != 0 && s->alpha != 1)
+		num_field(o, "alpha", s->alpha);
+	if (s->scaled) {
+		buf_puts(o, " scale ");
+		opd(b, p, &s->scale, o);
+	}
+	if (s->nopd < 4)
+		return;
+	buf_puts(o, " add ");
+	opd(b, p, &s->opd[3], o);
+	buf_printf(o, " %s %ld ", dt_name(s->opd[3].dt), s->opd[3].ld);
+	buf_num(o, s->beta);
+}
+
 static void
 one_step(const Bundle *b, const Plan *p, const Step *s, Buf *o)
 {
@@ -212,6 +232,7 @@ one_step(const Bundle *b, const Plan *p, const Step *s, Buf *o)
 	if (s->kind == STEP_GEMM) {
 		buf_printf(o, "gemm %c%c %ld %ld %ld acc %d", s->ta ? 't' : 'n',
 		           s->tb ? 't' : 'n', s->m, s->n, s->k, s->acc);
+		gemm_options(b, p, s, o);
 		for (j = 0; j < 3; j++) {
 			buf_printf(o, " %c ", "abc"[j]);
 			opd(b, p, &s->opd[j], o);

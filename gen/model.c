@@ -185,6 +185,21 @@ check_attention(Ctx *c)
 		    s->offset_first, s->head_dim);
 }
 
+/* FP8 products take operands whose rows, and how many there are, are multiples of 16 */
+static void
+check_fp8(Ctx *c)
+{
+	const Spec *s = c->s;
+
+	if (s->head != HEAD_FP8)
+		return;
+	if (s->width % 16)
+		ERR(c, "numerics.head", "an fp8 head needs a width that is a multiple of 16: %d is not", s->width);
+	if (c->m->Vp % 16)
+		ERR(c, "numerics.head", "an fp8 head needs a padded vocabulary that is a multiple of 16: %d is not "
+		    "(vocab_multiple)", c->m->Vp);
+}
+
 static void
 check_dims(Ctx *c)
 {
@@ -206,6 +221,7 @@ check_dims(Ctx *c)
 		ERR(c, "model.rotary.dims", "rotary dims %d is not an even number up to "
 		    "head_dim %d", m->rot, s->head_dim);
 	check_attention(c);
+	check_fp8(c);
 	if (s->bos >= s->vocab && s->packing == PACK_DOCUMENTS)
 		ERR(c, "data.bos", "bos %d is not below vocab %d", s->bos, s->vocab);
 	check_selections(c);

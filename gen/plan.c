@@ -6,7 +6,7 @@
 int
 dt_size(Dt dt)
 {
-	static const int size[] = { 4, 2, 8, 4 };
+	static const int size[] = { 4, 2, 8, 4, 1, 1 };
 
 	return size[dt];
 }
@@ -14,9 +14,15 @@ dt_size(Dt dt)
 const char *
 dt_name(Dt dt)
 {
-	static const char *const name[] = { "f32", "bf16", "f64", "i32" };
+	static const char *const name[] = { "f32", "bf16", "f64", "i32", "f8e4m3", "f8e5m2" };
 
 	return name[dt];
+}
+
+bool
+dt_fp8(Dt dt)
+{
+	return dt == E4M3 || dt == E5M2;
 }
 
 const char *const arena_name[NArenas] = {
@@ -124,9 +130,9 @@ plan_verify(const Plan *p)
 		for (j = 0; j < s->nopd; j++) {
 			if (s->opd[j].kind != OPD_BUF)
 				continue;
-			/* of a gemm, A and B are read; templates say which of
+			/* of a gemm, A, B and D are read; templates say which of
 			 * theirs are only in their text */
-			if (s->kind == STEP_GEMM && j < 2 && !made[s->opd[j].id])
+			if (s->kind == STEP_GEMM && j != 2 && !made[s->opd[j].id])
 				bug("plan: step %d (%s) reads %s before it is stored",
 				    i, s->site, p->buf[s->opd[j].id].name);
 			made[s->opd[j].id] = true;

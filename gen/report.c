@@ -141,7 +141,7 @@ program_table(const Bundle *b, const Plan *p, Buf *o)
 {
 	const Step *s;
 	double bytes = 0, flops = 0, us = 0;
-	char gemm[64];
+	char gemm[96], batch[24];
 	const char *what;
 	int i;
 
@@ -150,8 +150,10 @@ program_table(const Bundle *b, const Plan *p, Buf *o)
 	           "bytes", "flops", "us");
 	for (i = 0; i < p->nstep; i++) {
 		s = &p->step[i];
-		snprintf(gemm, sizeof gemm, "gemm %c%c %ld x %ld x %ld%s", s->ta ? 't' : 'n',
-		         s->tb ? 't' : 'n', s->m, s->n, s->k, s->acc ? " +=" : "");
+		snprintf(batch, sizeof batch, s->batch > 1 ? "%ld of " : "", s->batch);
+		snprintf(gemm, sizeof gemm, "gemm %c%c %s%ld x %ld x %ld%s", s->ta ? 't' : 'n',
+		         s->tb ? 't' : 'n', batch, s->m, s->n, s->k,
+		         s->acc ? " +=" : s->nopd > 3 ? " + b D" : "");
 		what = s->kind == STEP_GEMM ? gemm : b->text[s->text].name;
 		buf_printf(o, "%5d  %-36s %-46s %12.0f %14.0f %10.2f\n", i, s->site, what,
 		           s->nbytes, s->flops, s->us);

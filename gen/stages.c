@@ -85,6 +85,8 @@ find_tokens(Ctx *c, const Stage *g, ModelStage *t)
 	else if (t->T % t->seq)
 		ERR(c, key_of(c, g, g->has_seq, "seq_len"), "%sseq_len %d does not divide the %d tokens of a "
 		    "micro-batch", c->in, t->seq, t->T);
+	if (s->head == HEAD_FP8 && t->T % 16)
+		ERR(c, "numerics.head", "%san fp8 head needs a micro-batch of a multiple of 16 tokens: %d is not", c->in, t->T);
 	if ((long)t->T * c->m->F > 1L << 40)
 		ERR(c, key_of(c, g, g->has_tokens, "tokens_per_step"), "%s%d tokens of width %d do not fit", c->in, t->T,
 		    c->m->F);

@@ -1,4 +1,5 @@
-/* Heavy ops as steps: their operands, their buffers, what they move.
+/* Heavy ops as steps: their operands, their buffers, what they move.  Attention and the head
+ * have files of their own.
  *
  * A step says where every operand lies; templates take theirs in the order
  * their files list. */
@@ -6,9 +7,8 @@
 
 #include <string.h>
 
-/* templates/cuda: tokens of a chunk of scatter, columns of a block of
- * scatter_finish by whether they come in fours, rows that ce can hold */
-enum { ScatterChunk = 64, HeldNbytes = 56320 * 4, SmemNbytes = 227 * 1024 };
+/* templates/cuda: tokens of a chunk of scatter */
+enum { ScatterChunk = 64 };
 
 /* buffers and operands */
 
@@ -88,7 +88,7 @@ opd_matrix(Fuse *f, int v, int param)
 	return opd_buf(p->bufof[v], p->dt[v], w->dim[1]);
 }
 
-static Opd
+Opd
 opd_weight(Fuse *f, int v)
 {
 	int param = mat_param(f->g, v);
@@ -113,7 +113,7 @@ contrib_param(const Graph *g, int v)
 	bug("fuse: value %d is no gradient", v);
 }
 
-static Opd
+Opd
 opd_grad(const Graph *g, int param)
 {
 	const Param *w = &g->model->param[param];
@@ -132,6 +132,9 @@ static const struct { const char *name; int threads, vec; long per; bool most; }
 	{ "scatter",          256, 8, ScatterChunk, false },
 	{ "scatter_finish",   256, 0, 1, false },
 	{ "ce",              1024, 8, 1, true },
+	{ "ce_targets",      1024, 8, 1, true },
+	{ "quantise",         256, 0, 1, false },
+	{ "transpose8",       256, 0, 1, false },
 	{ "softcap",          256, 0, 4096, true },
 	{ "loss_sum",        1024, 0, 0, false },
 	{ "finish",          1024, 0, 32, false },
@@ -213,7 +216,7 @@ site_name(Plan *p, const Val *v, const char *what)
 	                    sub_name(m, v->sub), what, dir);
 }
 
-static void
+Step *
 gemm_step(Fuse *f, int v, const char *site, Opd a, bool ta, Opd b, bool tb, Opd c,
           bool acc, long m, long n, long k)
 {
@@ -236,6 +239,7 @@ gemm_step(Fuse *f, int v, const char *site, Opd a, bool ta, Opd b, bool tb, Opd 
 	s->nbytes = (double)m * (double)k * dt_size(a.dt) +
 	            (double)n * (double)k * dt_size(b.dt) +
 	            (double)m * (double)n * dt_size(c.dt) * (acc ? 2 : 1);
+	return s;
 }
 
 Step *
@@ -362,7 +366,7 @@ heavy_gather(Fuse *f, int i)
 	              hash ? INPUT_HASH + src : INPUT_TOKENS);
 }
 
-static int
+int
 out_value(const Graph *g, int tuple, int which)
 {
 	int i;
@@ -383,122 +387,6 @@ opd_out(Fuse *f, int tuple, int which, const char *name, Dt dt, long width)
 	if (v >= 0)
 		return opd_val(f, v);
 	return opd_buf(buffer_new(f->p, name, -1, dt, f->p->T, width), dt, width);
-}
-
-static long
-head_chunk(const Model *m, long T, int target)
-{
-	long n = m->spec->head_chunk;
-
-	if (!n && target == TO_CPU) {   /* 16 MiB of fp32 logits, at least 256 rows */
-		n = (1L << 22) / m->Vp / 64 * 64;
-		if (n < 256)
-			n = 256;
-	} else if (!n) {
-		/* 1 GiB of them, in equal chunks of whole GEMM tiles: each chunk
-		 * reads and writes the head's whole gradient once */
-		n = (1L << 28) / m->Vp;
-		n = (T + n - 1) / n;
-		n = ((T + n - 1) / n + 127) / 128 * 128;
-	}
-	return n < T ? n : T;
-}
-
-/* A block of ce holds a row in shared memory, where it fits, and takes further
- * rows: as many blocks as can be on 132 multiprocessors at once. */
-static void
-ce_launch(const Plan *p, Step *s, long n)
-{
-	size_t row = (size_t)p->model->Vp * 4, fit;
-
-	step_launch(p, s, RowBlocks, n, p->model->Vp);
-	if (p->target == TO_CPU)
-		return;
-	s->smem = row <= HeldNbytes ? row : 0;
-	fit = SmemNbytes / (s->smem + 2048);
-	if (fit > 2048 / (size_t)s->threads)
-		fit = 2048 / (size_t)s->threads;
-	if (fit < 8 && s->items > (long)fit * (CudaParts / 8))
-		s->items = (long)fit * (CudaParts / 8);
-}
-
-static Opd
-rows_from(Opd o, long row)
-{
-	o.off += (size_t)(row * o.ld * dt_size(o.dt));
-	return o;
-}
-
-static void
-heavy_head(Fuse *f, int i)
-{
-	const Graph *g = f->g;
-	const Model *m = g->model;
-	const Val *v = &g->v[i];
-	Plan *p = f->p;
-	bool train = g->mode == GRAPH_TRAIN;
-	long T = p->T, chunk = head_chunk(m, T, p->target), r, n;
-	int dw = train ? out_value(g, i, 2) : -1;
-	Opd y = opd_val(f, v->arg[0]), w = opd_weight(f, v->arg[1]), dx, dl, o;
-	Opd logits = opd_buf(buffer_new(p, "logits", -1, F32, chunk, m->Vp), F32, m->Vp);
-	Opd loss = opd_buf(buffer_new(p, "loss", -1, F32, T, 1), F32, 1);
-	Step *s;
-
-	dl = logits;
-	if (train) {
-		dx = opd_out(f, i, 1, "dy", f->gemm_out, m->C);
-		dl = opd_buf(buffer_new(p, "dlogits", -1, f->gemm_in, chunk, m->Vp),
-		             f->gemm_in, m->Vp);
-	}
-	for (r = 0; r < T; r += chunk) {
-		n = T - r < chunk ? T - r : chunk;
-		gemm_step(f, i, "head logits fwd", rows_from(y, r), false, w, true,
-		          logits, false, n, m->Vp, m->C);
-		s = template_step(f, i, "ce", "head loss fwd");
-		push(p, s, rows_from(loss, r));
-		push(p, s, dl);
-		push(p, s, logits);
-		o = opd_input(INPUT_TARGETS);
-		o.off = (size_t)r * 4;
-		push(p, s, o);
-		push(p, s, opd_arena(A_SCHED, 8, F32, 1));
-		push(p, s, opd_int(n));
-		push(p, s, opd_int(train));
-		s->nbytes = (double)n * m->Vp * (4. + train * dt_size(f->gemm_in));
-		ce_launch(p, s, n);
-		if (!train)
-			continue;
-		gemm_step(f, i, "head dx bwd", dl, false, w, false, rows_from(dx, r),
-		          false, n, m->C, m->Vp);
-		if (dw >= 0)
-			gemm_step(f, i, "head dW bwd", dl, true, rows_from(y, r), false,
-			          opd_grad(g, contrib_param(g, dw)), true, m->Vp,
-			          m->C, n);
-	}
-	s = template_step(f, i, "loss_sum", "loss");
-	push(p, s, opd_arena(A_RESULT, 0, F64, 1));
-	push(p, s, loss);
-	push(p, s, opd_int(T));
-	s->nbytes = (double)T * 4;
-	step_launch(p, s, 1, 1, 1);
-}
-
-static void
-heavy_logits(Fuse *f, int i)
-{
-	const Val *v = &f->g->v[i];
-	const Model *m = f->g->model;
-	Plan *p = f->p;
-	Step *s;
-
-	p->logits = opd_val(f, i);
-	gemm_step(f, i, "head logits fwd", opd_val(f, v->arg[0]), false,
-	          opd_weight(f, v->arg[1]), true, p->logits, false, p->T, m->Vp, m->C);
-	s = template_step(f, i, "softcap", "head softcap fwd");
-	push(p, s, p->logits);
-	push(p, s, opd_int(p->T));
-	s->nbytes = (double)p->T * m->Vp * 8;
-	step_launch(p, s, RowBlocks, p->T * m->Vp, m->Vp);
 }
 
 /* adds what the blocks left of a gate's dW to its gradient */

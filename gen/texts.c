@@ -170,6 +170,42 @@ hole_columns(Fill *f, int columns, int first, int n)
 }
 
 static void
+hole_text(Fill *f, const char *hole, const char *text)
+{
+	f->h[f->n++] = (Hole){ hole, text };
+}
+
+/* what is rounded to e4m3: the head's parameter, or y as a product of type bf16 would
+ * read it */
+static void
+quantise_holes(Fill *f, const Plan *p, const Step *s)
+{
+	Fp8 q = fp8_scales(p->model->spec);
+	bool param = s->opd[2].kind == OPD_ARENA;
+
+	hole_int(f, "C", (int)s->opd[0].ld);
+	hole_dt(f, "DT", s->opd[2].dt);
+	buf_puts(&f->name, param ? "_head" : "_y");
+	hole_text(f, "X", param || s->opd[2].dt == BF16 ? "v" : "F32(BF16(v))");
+	hole_float(f, "BY", (double)(param ? q.w.by : q.x.by));
+}
+
+static void
+ce_targets_holes(Fill *f, const Plan *p, const Step *s)
+{
+	hole_int(f, "V", f->m->V);
+	hole_int(f, "VP", f->m->Vp);
+	hole_int(f, "TARGETS", f->m->ntarget);
+	hole_dt(f, "DTL", s->opd[2].dt);
+	hole_dt(f, "DTG", s->opd[1].dt);
+	if (dt_fp8(s->opd[1].dt))
+		hole_float(f, "K", (double)fp8_scales(p->model->spec).grad.by);
+	else
+		hole_text(f, "K", "scale[0]");
+	hole_softcap(f);
+}
+
+static void
 template_holes(Fill *f, const Plan *p, const Step *s)
 {
 	const Model *m = f->m;
@@ -190,6 +226,12 @@ template_holes(Fill *f, const Plan *p, const Step *s)
 		hole_int(f, "VP", m->Vp);
 		hole_dt(f, "DTG", s->opd[1].dt);
 		hole_softcap(f);
+	} else if (strcmp(t, "ce_targets") == 0) {
+		ce_targets_holes(f, p, s);
+	} else if (strcmp(t, "quantise") == 0) {
+		quantise_holes(f, p, s);
+	} else if (strcmp(t, "transpose8") == 0) {
+		hole_int(f, "C", (int)s->opd[1].ld);
 	} else if (strcmp(t, "softcap") == 0) {
 		hole_int(f, "VP", m->Vp);
 		hole_softcap(f);
@@ -374,7 +416,7 @@ prelude_text(const char *body, Buf *b)
  * "//% exports: WORD…", pasted into the texts that use one of the words. */
 typedef struct { const char *file, *exports, *text; size_t nexports, n; bool used; } Chunk;
 
-enum { MaxChunks = 64 };
+enum { MaxChunks = 96 };
 
 static int
 prelude_chunks(Chunk *c)
@@ -497,6 +539,8 @@ file_text(Bundle *b, Text *t, bool row)
 	} else {
 		buf_puts(&f, "\n// from templates/cpu/prelude.c\n");
 		buf_puts(&f, template_text("cpu/prelude"));
+		if (strstr(t->body, "f8e4m3 *") || strstr(t->body, "f8e5m2 *"))
+			buf_puts(&f, template_text("cpu/fp8"));
 		buf_puts(&f, "// end\n\n");
 		p = t->body;
 	}

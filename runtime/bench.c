@@ -93,11 +93,11 @@ bench_open(Bench *b, const char *dir, int device, int nthreads)
 	b->stage = &r->stage[run_prog(r, PROG_TRAIN)->stage];
 	sched = run_at(r, (Place){ AR_SCHED, 0 });
 	sched[1] = 1;
-	run_targets(r, b->stage->first, sched + 8);
+	run_targets(r, b->stage->first, sched + SCHED_TARGETS);
 	/* GPUs multiply zeros faster than numbers: the gradients are not zero */
 	if (r->target == TARGET_CUDA)
-		sched[2] = 1 / (float)(b->stage->tokens * b->stage->micro);
-	run_put(r, AR_SCHED, 0, (8 + MaxTargets) * sizeof *sched);
+		sched[SCHED_SCALE] = 1 / (float)(b->stage->tokens * b->stage->micro);
+	run_put(r, AR_SCHED, 0, (SCHED_TARGETS + MaxTargets) * sizeof *sched);
 	run_program(r, PROG_TRAIN);
 	run_program(r, PROG_UPDATE);
 	run_sync(r);

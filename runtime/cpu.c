@@ -29,13 +29,22 @@ cpu_launch(Run *r, RunStep *s)
 	pool_run(r->pool, launch_item, &l, s->items);
 }
 
+static GemmShape
+shape_of(const RunStep *s)
+{
+	return (GemmShape){s->ta, s->tb, s->acc, s->add, s->scaled, s->a.dt, s->b.dt, s->c.dt, s->m, s->n, s->k,
+	                   s->a.ld, s->b.ld, s->c.ld, s->add ? s->d.ld : 0, s->batch, s->sa,
+	                   s->sb, s->sc, s->alpha, s->beta};
+}
+
 void
 cpu_gemm(Run *r, RunStep *s)
 {
-	gemm_run(r->gemm, s->ta, s->tb, s->acc, s->m, s->n, s->k,
-	         run_at(r, s->a.at), s->a.dt, s->a.ld,
-	         run_at(r, s->b.at), s->b.dt, s->b.ld,
-	         run_at(r, s->c.at), s->c.dt, s->c.ld);
+	GemmShape shape = shape_of(s);
+
+	gemm_run(r->gemm, &shape, run_at(r, s->a.at), run_at(r, s->b.at), run_at(r, s->c.at),
+	         s->add ? run_at(r, s->d.at) : NULL,
+	         s->scaled ? *(const float *)run_at(r, s->scale) : 1);
 }
 
 static void
@@ -88,10 +97,10 @@ cpu_between(Run *r, int i)
 static void
 prepare(Run *r, const RunStep *s)
 {
+	GemmShape shape = shape_of(s);
+
 	if (s->kind == ST_GEMM)
-		gemm_prepare(r->gemm, s->ta, s->tb, s->acc, s->m, s->n, s->k,
-		             s->a.dt, s->a.ld, s->b.dt, s->b.ld, s->c.dt,
-		             s->c.ld);
+		gemm_prepare(r->gemm, &shape);
 }
 
 void

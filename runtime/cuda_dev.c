@@ -179,6 +179,7 @@ open_device(Run *r, Cuda *c)
 	cuda_must(r, api.cuDeviceGet(&c->device, 0), "finding GPU 0");
 	memcpy(c->name, g.name, sizeof c->name);
 	c->sms = g.sms;
+	c->capability = 10 * g.major + g.minor;
 	c->shared = attribute(c->device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
 	/* 9.0 has instructions that later GPUs lack: they are the a's */
 	snprintf(c->arch, sizeof c->arch, "sm_%d%d%s", g.major, g.minor, g.major == 9 ? "a" : "");

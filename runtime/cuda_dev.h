@@ -12,6 +12,7 @@ typedef struct {
 	CUcontext context;              /* the device's primary one */
 	CUstream stream;                /* the only one: work is done in order */
 	char name[256], arch[16];       /* NVIDIA H200; sm_90a */
+	int capability;                 /* 90: 9.0 */
 	int sms, shared;                /* multiprocessors; most dynamic memory of a block */
 	CUlibrary *library;             /* per kernel */
 	bool pinned[NArena];            /* the mirror */

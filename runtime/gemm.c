@@ -6,19 +6,23 @@
  * Tiles, splits and the chunks of k inside a split follow from the shape
  * alone, so results do not depend on the number of threads.
  *
+ * The matrices of a batch are further tiles.  A product of a batch, with a
+ * factor or with an addend keeps k whole: where C is not what oneDNN itself can
+ * write, the thread finishes its tile in f32 in scratch of its own, multiplies,
+ * adds and rounds once.
+ *
  * What a shape needs (a Plan) is made once, by gemm_prepare: a step only looks
  * it up.  oneDNN is opened at run time; its headers give the types.
  *
  * Without native bf16 dot products, bf16 operands are widened into scratch and
  * the product runs in f32: the same rounding points, fp32 accumulation.
- * HCGEN_NO_BF16 in the environment asks for that on any CPU. */
+ * HCGEN_NO_BF16 in the environment asks for that on any CPU.  FP8 operands are
+ * widened everywhere, to bf16 where that is multiplied. */
 #define _GNU_SOURCE
-#include "hcrun.h"
+#include "gemm.h"
 
 #include <dlfcn.h>
 #include <errno.h>
-#include <oneapi/dnnl/dnnl.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -34,7 +38,6 @@ enum {
 	LeastSplit = 8,         /* tn, tt: 8 threads with an item each */
 	EvenItems = 4,          /* so that 2 and 4 threads get equal shares */
 	LeastM = 64, LeastN = 256, LeastK = 256,
-	ReduceRows = 16,        /* rows of C per item when partials are added */
 	PlanSlots = 1 << 12,
 	Page = 4096
 };
@@ -59,60 +62,6 @@ static struct {
 	void (*omp_set_num_threads)(int);
 	void *so;
 } lib;
-
-enum { ArgA, ArgB, ArgC, ArgScratch, NArg };
-
-/* One oneDNN primitive.  Memory objects hold addresses, so each thread has
- * its own. */
-typedef struct {
-	dnnl_primitive_t prim;
-	dnnl_memory_t *mem;             /* [threads][NArg] */
-} Prim;
-
-/* Which primitive: the last tile of m, n or k is smaller; C is added to; C is
- * a partial. */
-enum { EdgeM = 1, EdgeN = 2, EdgeK = 4, Sum = 8, Partial = 16, NPrim = 32 };
-
-typedef struct {
-	bool ta, tb, acc;
-	Dtype at, ct;                   /* of a and b; of c */
-	long m, n, k, lda, ldb, ldc;
-} Shape;
-
-typedef struct {
-	Shape s;
-	long tm, tn, tk;                /* tile, chunk of k */
-	long nm, nn, nk;                /* how many */
-	int nsplit;                     /* of the nk chunks */
-	int npartial;                   /* f32 matrices m x n in scratch */
-	bool round;                     /* C is the rounded sum of partials */
-	Prim prim[NPrim];
-	Shape *wide;                    /* operands are widened to this */
-	size_t shared;                  /* bytes of scratch for all threads */
-} Plan;
-
-struct Gemm {
-	Arena *mem;
-	Pool *pool;
-	dnnl_engine_t engine;
-	dnnl_stream_t *stream;          /* per thread */
-	Plan **slot;
-	int nplan;
-	bool native_bf16;
-	char *own, *shared;             /* scratch: per thread, for all */
-	size_t nown, nshared;           /* nown: of each thread */
-	_Atomic int failed;             /* a dnnl_status_t of some item */
-};
-
-typedef struct {
-	Gemm *g;
-	Plan *p;
-	const char *a, *b;
-	char *c;
-	float *partial;
-} Call;
-
-typedef struct { void *dst; const void *src; long rows, cols, ld; } Convert;
 
 /* the library */
 
@@ -144,8 +93,8 @@ open_library(void)
 }
 
 /* The pool is the only parallelism.  OpenMP keeps this per thread. */
-static void
-one_thread(void)
+void
+gemm_one_thread(void)
 {
 	static _Thread_local bool done;
 
@@ -167,7 +116,7 @@ gemm_has_bf16(void)
 }
 
 static void
-check(dnnl_status_t status, const char *call, const Shape *s)
+check(dnnl_status_t status, const char *call, const GemmShape *s)
 {
 	if (status != dnnl_success)
 		bug("oneDNN: %s fails with %d for %c%c %ld x %ld x %ld", call,
@@ -248,6 +197,13 @@ part(long n, long most, long unit)
 	return t < n ? t : n;
 }
 
+/* Parts of a factor or an addend are not added up: k stays whole. */
+static bool
+is_plain(const GemmShape *s)
+{
+	return s->batch == 1 && s->alpha == 1 && !s->add && !s->scaled;
+}
+
 static void
 count_tiles(Plan *p)
 {
@@ -257,13 +213,13 @@ count_tiles(Plan *p)
 }
 
 static void
-cut_plain(Plan *p)
+cut_whole(Plan *p)
 {
 	p->tm = part(p->s.m, TileM, 16);
 	p->tn = part(p->s.n, TileN, 64);
-	p->tk = p->s.k;
+	p->tk = p->s.ta ? part(p->s.k, ChunkK, 64) : p->s.k;
 	count_tiles(p);
-	while (p->nm * p->nn < LeastItems) {
+	while (p->nm * p->nn * p->s.batch < LeastItems) {
 		if (p->tm > LeastM)
 			p->tm = part(p->s.m, p->tm / 2, 16);
 		else if (p->tn > LeastN)
@@ -307,7 +263,7 @@ dnnl_type(Dtype dt)
 }
 
 static dnnl_memory_desc_t
-matrix(const Shape *s, long rows, long cols, long ld, bool t, Dtype dt)
+matrix(const GemmShape *s, long rows, long cols, long ld, bool t, Dtype dt)
 {
 	dnnl_dims_t dim = {rows, cols};
 	dnnl_dims_t stride = {t ? 1 : ld, t ? ld : 1};
@@ -318,14 +274,14 @@ matrix(const Shape *s, long rows, long cols, long ld, bool t, Dtype dt)
 	return d;
 }
 
-static long
-edge(long n, long tile, bool last)
+long
+gemm_edge(long n, long tile, bool last)
 {
 	return last ? n - (ceil_div(n, tile) - 1) * tile : tile;
 }
 
 static dnnl_primitive_attr_t
-attributes(const Shape *s, bool sum)
+attributes(const GemmShape *s, bool sum)
 {
 	dnnl_primitive_attr_t attr;
 	dnnl_post_ops_t ops;
@@ -343,7 +299,7 @@ attributes(const Shape *s, bool sum)
 }
 
 static void
-make_memory(Gemm *g, const Shape *s, Prim *prim,
+make_memory(Gemm *g, const GemmShape *s, Prim *prim,
             const dnnl_memory_desc_t *const desc[NArg])
 {
 	int i, k, n = pool_threads(g->pool);
@@ -358,16 +314,16 @@ make_memory(Gemm *g, const Shape *s, Prim *prim,
 static void
 make_prim(Gemm *g, Plan *p, int which)
 {
-	const Shape *s = &p->s;
+	const GemmShape *s = &p->s;
 	Prim *prim = &p->prim[which];
-	long m = edge(s->m, p->tm, which & EdgeM);
-	long n = edge(s->n, p->tn, which & EdgeN);
-	long k = edge(s->k, p->tk, which & EdgeK);
+	long m = gemm_edge(s->m, p->tm, which & EdgeM);
+	long n = gemm_edge(s->n, p->tn, which & EdgeN);
+	long k = gemm_edge(s->k, p->tk, which & EdgeK);
 	bool partial = which & Partial;
 	dnnl_memory_desc_t a = matrix(s, m, k, s->lda, s->ta, s->at);
 	dnnl_memory_desc_t b = matrix(s, k, n, s->ldb, s->tb, s->at);
-	dnnl_memory_desc_t c = matrix(s, m, n, partial ? s->n : s->ldc, false,
-	                              partial ? DT_F32 : s->ct);
+	long ldc = !partial ? s->ldc : p->held ? p->tn : s->n;
+	dnnl_memory_desc_t c = matrix(s, m, n, ldc, false, partial ? DT_F32 : s->ct);
 	const dnnl_memory_desc_t *scratch;
 	dnnl_primitive_attr_t attr;
 	dnnl_primitive_desc_t pd;
@@ -380,7 +336,7 @@ make_prim(Gemm *g, Plan *p, int which)
 	CHECK(s, primitive_desc_create, &pd, &desc, attr, g->engine, NULL);
 	CHECK(s, primitive_create, &prim->prim, pd);
 	scratch = lib.primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
-	need_own(g, lib.memory_desc_get_size(scratch));
+	need_own(g, p->tile + lib.memory_desc_get_size(scratch));
 	make_memory(g, s, prim,
 	            (const dnnl_memory_desc_t *[NArg]){&a, &b, &c, scratch});
 	lib.primitive_desc_destroy(pd);
@@ -389,17 +345,17 @@ make_prim(Gemm *g, Plan *p, int which)
 
 /* One tile of one chunk: which primitive, and where its C lies. */
 
-static bool
-to_partial(const Plan *p, long split)
+bool
+gemm_to_partial(const Plan *p, long split)
 {
-	return split > 0 || p->round;
+	return split > 0 || p->round || p->held;
 }
 
-static int
-prim_of(const Plan *p, long im, long in, long split, long chunk)
+int
+gemm_prim_of(const Plan *p, long im, long in, long split, long chunk)
 {
 	bool first = chunk == split * p->nk / p->nsplit;
-	bool partial = to_partial(p, split);
+	bool partial = gemm_to_partial(p, split);
 
 	return (im == p->nm - 1 ? EdgeM : 0) | (in == p->nn - 1 ? EdgeN : 0) |
 	       (chunk == p->nk - 1 ? EdgeK : 0) |
@@ -419,37 +375,55 @@ make_prims(Gemm *g, Plan *p)
 				for (chunk = split * p->nk / p->nsplit;
 				     chunk < (split + 1) * p->nk / p->nsplit;
 				     chunk++)
-					make_prim(g, p, prim_of(p, im, in,
-					                        split, chunk));
+					make_prim(g, p, gemm_prim_of(p, im, in,
+					                             split, chunk));
 }
 
 /* plans */
 
-static size_t
-shape_hash(const Shape *s)
+enum { ShapeWords = 16 };
+
+/* all that a shape is, for comparing */
+static void
+shape_words(const GemmShape *s, uint64_t w[ShapeWords])
 {
-	uint64_t h = (uint64_t)s->ta | (uint64_t)s->tb << 1 |
-	             (uint64_t)s->acc << 2 | (uint64_t)s->at << 3 |
-	             (uint64_t)s->ct << 6;
-	const long v[] = {s->m, s->n, s->k, s->lda, s->ldb, s->ldc};
+	uint32_t alpha, beta;
+
+	memcpy(&alpha, &s->alpha, sizeof alpha);
+	memcpy(&beta, &s->beta, sizeof beta);
+	memcpy(w, (const uint64_t[ShapeWords]){
+		(uint64_t)s->ta | (uint64_t)s->tb << 1 | (uint64_t)s->acc << 2 | (uint64_t)s->add << 3 |
+		        (uint64_t)s->scaled << 4,
+		(uint64_t)s->at, (uint64_t)s->bt, (uint64_t)s->ct, (uint64_t)s->m, (uint64_t)s->n, (uint64_t)s->k,
+		(uint64_t)s->lda, (uint64_t)s->ldb, (uint64_t)s->ldc, (uint64_t)s->ldd,
+		(uint64_t)s->batch, (uint64_t)s->sa, (uint64_t)s->sb, (uint64_t)s->sc,
+		(uint64_t)alpha << 32 | beta }, ShapeWords * sizeof *w);
+}
+
+static size_t
+shape_hash(const GemmShape *s)
+{
+	uint64_t w[ShapeWords], h = 0;
 	size_t i;
 
-	for (i = 0; i < sizeof v / sizeof *v; i++)
-		h = (h ^ (uint64_t)v[i]) * 0x9E3779B97F4A7C15u;
+	shape_words(s, w);
+	for (i = 0; i < ShapeWords; i++)
+		h = (h ^ w[i]) * 0x9E3779B97F4A7C15u;
 	return h >> 32;
 }
 
 static bool
-shape_equal(const Shape *s, const Shape *t)
+shape_equal(const GemmShape *s, const GemmShape *t)
 {
-	return s->ta == t->ta && s->tb == t->tb && s->acc == t->acc &&
-	       s->at == t->at && s->ct == t->ct && s->m == t->m &&
-	       s->n == t->n && s->k == t->k && s->lda == t->lda &&
-	       s->ldb == t->ldb && s->ldc == t->ldc;
+	uint64_t a[ShapeWords], b[ShapeWords];
+
+	shape_words(s, a);
+	shape_words(t, b);
+	return memcmp(a, b, sizeof a) == 0;
 }
 
 static Plan **
-plan_slot(Gemm *g, const Shape *s)
+plan_slot(Gemm *g, const GemmShape *s)
 {
 	size_t i = shape_hash(s) % PlanSlots;
 
@@ -458,54 +432,72 @@ plan_slot(Gemm *g, const Shape *s)
 	return &g->slot[i];
 }
 
-/* f32 operands without gaps */
-static Shape
-widened(const Shape *s)
+/* Operands without gaps, of one matrix of the batch: f32, or bf16, which holds every FP8
+ * number, where the CPU multiplies it. */
+static GemmShape
+widened(const Gemm *g, const GemmShape *s)
 {
-	Shape w = *s;
+	GemmShape w = *s;
 
-	w.at = DT_F32;
+	w.batch = 1;
+	w.sa = w.sb = w.sc = 0;
+	w.at = w.bt = dtype_fp8(s->at) && g->native_bf16 ? DT_BF16 : DT_F32;
 	w.lda = s->ta ? s->m : s->k;
 	w.ldb = s->tb ? s->k : s->n;
 	return w;
 }
 
-static size_t
-floats(long rows, long cols)
+size_t
+gemm_floats(long rows, long cols)
 {
 	return pages((size_t)rows * (size_t)cols * sizeof(float));
 }
 
-static Plan *plan(Gemm *g, const Shape *s);
-
 static size_t
 plan_widened(Gemm *g, Plan *p)
 {
-	const Shape *s = &p->s;
+	const GemmShape *s = &p->s;
 	Plan *w;
 
-	p->wide = NEW(g->mem, Shape);
-	*p->wide = widened(s);
-	w = plan(g, p->wide);
-	return w->shared + floats(s->m, s->k) + floats(s->k, s->n);
+	p->wide = NEW(g->mem, GemmShape);
+	*p->wide = widened(g, s);
+	w = gemm_plan(g, p->wide);
+	return w->shared + gemm_floats(s->m, s->k) + gemm_floats(s->k, s->n);
 }
 
 static void
 plan_tiles(Gemm *g, Plan *p)
 {
-	if (p->s.ta)
+	bool plain = is_plain(&p->s), round;
+
+	if (p->s.ta && plain)
 		cut_transposed(p);
 	else
-		cut_plain(p);
+		cut_whole(p);
 	/* chunks add up in f32, and oneDNN has no f32 product that rounds */
-	p->round = p->s.ct == DT_BF16 && (p->nk > 1 || p->s.at == DT_F32);
+	round = p->s.ct == DT_BF16 && (p->nk > 1 || p->s.at == DT_F32);
+	p->round = round && plain;
+	p->held = !plain && (round || p->s.alpha != 1 || p->s.add || p->s.scaled);
+	p->tile = p->held ? gemm_floats(p->tm, p->tn) : 0;
 	p->npartial = p->nsplit - !p->round;
 	make_prims(g, p);
-	p->shared = (size_t)p->npartial * floats(p->s.m, p->s.n);
+	p->shared = (size_t)p->npartial * gemm_floats(p->s.m, p->s.n);
 }
 
-static Plan *
-plan(Gemm *g, const Shape *s)
+static void
+shape_check(const GemmShape *s)
+{
+	bool types = dtype_fp8(s->at) ? dtype_fp8(s->bt) && s->batch == 1 :
+	             s->at == s->bt && (s->at == DT_F32 || s->at == DT_BF16);
+
+	if (!types || (s->ct != DT_F32 && s->ct != DT_BF16) ||
+	    (s->acc && (s->ct != DT_F32 || s->add)) || s->batch < 1)
+		bug("gemm: types %d %d acc %d add %d batch %ld", (int)s->at, (int)s->ct, s->acc,
+		    s->add, s->batch);
+}
+
+Plan *
+gemm_plan(Gemm *g, const GemmShape *s)
 {
 	Plan **slot = plan_slot(g, s), *p = *slot;
 
@@ -513,10 +505,11 @@ plan(Gemm *g, const Shape *s)
 		return p;
 	if (2 * g->nplan++ >= PlanSlots)
 		bug("gemm: more than %d shapes", PlanSlots / 2);
+	shape_check(s);
 	p = NEW(g->mem, Plan);
 	p->s = *s;
 	*slot = p;
-	if (s->at == DT_BF16 && !g->native_bf16)
+	if (dtype_fp8(s->at) || (s->at == DT_BF16 && !g->native_bf16))
 		p->shared = plan_widened(g, p);
 	else
 		plan_tiles(g, p);
@@ -524,16 +517,8 @@ plan(Gemm *g, const Shape *s)
 	return p;
 }
 
-/* execution */
-
-static size_t
-dtype_size(Dtype dt)
-{
-	return dt == DT_BF16 ? 2 : 4;
-}
-
-static void
-run_prim(const Call *c, const Prim *prim, void *const at[NArg])
+dnnl_status_t
+gemm_execute(const Gemm *g, const Prim *prim, void *const at[NArg])
 {
 	static const int index[NArg] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS,
 	                                DNNL_ARG_DST, DNNL_ARG_SCRATCHPAD};
@@ -548,184 +533,21 @@ run_prim(const Call *c, const Prim *prim, void *const at[NArg])
 		arg[i] = (dnnl_exec_arg_t){index[i], mem[i]};
 	}
 	if (e == dnnl_success)
-		e = lib.primitive_execute(prim->prim,
-		                          c->g->stream[pool_self()], NArg, arg);
-	if (e != dnnl_success)
-		atomic_store(&c->g->failed, (int)e);
-}
-
-static void
-run_tile(const Call *c, long im, long in, long split, long chunk)
-{
-	const Plan *p = c->p;
-	const Shape *s = &p->s;
-	long m = im * p->tm, n = in * p->tn, k = chunk * p->tk, slot;
-	size_t esize = dtype_size(s->at);
-	long a = s->ta ? k * s->lda + m : m * s->lda + k;
-	long b = s->tb ? n * s->ldb + k : k * s->ldb + n;
-	char *dst = c->c + (size_t)(m * s->ldc + n) * dtype_size(s->ct);
-
-	if (to_partial(p, split)) {
-		slot = split - !p->round;
-		dst = (char *)c->partial +
-		      (size_t)slot * floats(s->m, s->n) +
-		      (size_t)(m * s->n + n) * sizeof(float);
-	}
-	run_prim(c, &p->prim[prim_of(p, im, in, split, chunk)],
-	         (void *[NArg]){
-	                 (char *)(uintptr_t)c->a + (size_t)a * esize,
-	                 (char *)(uintptr_t)c->b + (size_t)b * esize, dst,
-	                 c->g->own + (size_t)pool_self() * c->g->nown});
-}
-
-static void
-gemm_item(void *arg, long item)
-{
-	const Call *c = arg;
-	const Plan *p = c->p;
-	long in = item % p->nn, im = item / p->nn % p->nm;
-	long split = item / (p->nn * p->nm), chunk;
-
-	one_thread();
-	for (chunk = split * p->nk / p->nsplit;
-	     chunk < (split + 1) * p->nk / p->nsplit; chunk++)
-		run_tile(c, im, in, split, chunk);
-}
-
-/* nearest, ties to even; a NaN stays one */
-static uint16_t
-bf16(float x)
-{
-	uint32_t u;
-
-	memcpy(&u, &x, sizeof u);
-	if ((u & 0x7fffffff) > 0x7f800000)
-		return (uint16_t)(u >> 16 | 0x40);
-	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-static float
-from_bf16(uint16_t h)
-{
-	uint32_t u = (uint32_t)h << 16;
-	float x;
-
-	memcpy(&x, &u, sizeof x);
-	return x;
-}
-
-/* c[i] += partials of row i, in their order */
-static void
-reduce_f32(float *restrict c, const float *restrict partial, long n)
-{
-	long i;
-
-	for (i = 0; i < n; i++)
-		c[i] += partial[i];
-}
-
-static void
-reduce_item(void *arg, long item)
-{
-	const Call *c = arg;
-	const Shape *s = &c->p->s;
-	long row = item * ReduceRows, end = row + ReduceRows, i;
-	size_t stride = floats(s->m, s->n) / sizeof(float);
-	const float *src;
-	uint16_t *half;
-	float *dst;
-	int k;
-
-	for (; row < end && row < s->m; row++) {
-		src = c->partial + row * s->n;
-		dst = (float *)(void *)c->c + row * s->ldc;
-		if (c->p->round)
-			dst = c->partial + row * s->n;
-		for (k = c->p->round; k < c->p->npartial; k++)
-			reduce_f32(dst, src + (size_t)k * stride, s->n);
-		if (!c->p->round)
-			continue;
-		half = (uint16_t *)(void *)c->c + row * s->ldc;
-		for (i = 0; i < s->n; i++)
-			half[i] = bf16(dst[i]);
-	}
-}
-
-static void
-run_tiles(Gemm *g, Plan *p, const void *a, const void *b, void *c,
-          char *scratch)
-{
-	Call call = {g, p, a, b, c, (float *)(void *)scratch};
-
-	pool_run(g->pool, gemm_item, &call, p->nm * p->nn * p->nsplit);
-	if (p->npartial)
-		pool_run(g->pool, reduce_item, &call,
-		         ceil_div(p->s.m, ReduceRows));
-}
-
-/* widening */
-
-static void
-widen_item(void *arg, long row)
-{
-	const Convert *v = arg;
-	const uint16_t *src = (const uint16_t *)v->src + row * v->ld;
-	float *dst = (float *)v->dst + row * v->cols;
-	long i;
-
-	for (i = 0; i < v->cols; i++)
-		dst[i] = from_bf16(src[i]);
-}
-
-static void
-run_widened(Gemm *g, Plan *p, const void *a, const void *b, void *c)
-{
-	const Shape *s = &p->s;
-	char *wa = g->shared, *wb = wa + floats(s->m, s->k);
-	char *partial = wb + floats(s->k, s->n);
-	Convert va = {wa, a, s->ta ? s->k : s->m, s->ta ? s->m : s->k, s->lda};
-	Convert vb = {wb, b, s->tb ? s->n : s->k, s->tb ? s->k : s->n, s->ldb};
-
-	pool_run(g->pool, widen_item, &va, va.rows);
-	pool_run(g->pool, widen_item, &vb, vb.rows);
-	run_tiles(g, plan(g, p->wide), wa, wb, c, partial);
-}
-
-static Shape
-shape(bool ta, bool tb, bool acc, long m, long n, long k, Dtype at, long lda,
-      Dtype bt, long ldb, Dtype ct, long ldc)
-{
-	if (at != bt || (at != DT_F32 && at != DT_BF16) ||
-	    (ct != DT_F32 && ct != DT_BF16) || (acc && ct != DT_F32))
-		bug("gemm: types %d %d %d acc %d", (int)at, (int)bt, (int)ct,
-		    acc);
-	return (Shape){ta, tb, acc, at, ct, m, n, k, lda, ldb, ldc};
+		e = lib.primitive_execute(prim->prim, g->stream[pool_self()], NArg, arg);
+	return e;
 }
 
 void
-gemm_prepare(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
-             Dtype at, long lda, Dtype bt, long ldb, Dtype ct, long ldc)
+gemm_check(const Gemm *g, const GemmShape *s)
 {
-	Shape s = shape(ta, tb, acc, m, n, k, at, lda, bt, ldb, ct, ldc);
-
-	plan(g, &s);
-}
-
-void
-gemm_run(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
-         const void *a, Dtype at, long lda, const void *b, Dtype bt, long ldb,
-         void *c, Dtype ct, long ldc)
-{
-	Shape s = shape(ta, tb, acc, m, n, k, at, lda, bt, ldb, ct, ldc);
-	Plan *p = plan(g, &s);
-
-	if (p->wide)
-		run_widened(g, p, a, b, c);
-	else
-		run_tiles(g, p, a, b, c, g->shared);
 	if (atomic_load(&g->failed))
-		check((dnnl_status_t)atomic_load(&g->failed),
-		      "dnnl_primitive_execute", &s);
+		check((dnnl_status_t)atomic_load(&g->failed), "dnnl_primitive_execute", s);
+}
+
+void
+gemm_prepare(Gemm *g, const GemmShape *s)
+{
+	gemm_plan(g, s);
 }
 
 /* requires: a pool.  provides: oneDNN ready, on one thread per call. */
@@ -734,11 +556,11 @@ gemm_new(Pool *pool)
 {
 	Arena *mem = arena_new("gemm");
 	Gemm *g = NEW(mem, Gemm);
-	static const Shape none = {0};
+	static const GemmShape none = {0};
 	int i;
 
 	open_library();
-	one_thread();
+	gemm_one_thread();
 	g->mem = mem;
 	g->pool = pool;
 	g->native_bf16 = gemm_has_bf16();

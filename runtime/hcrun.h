@@ -9,11 +9,17 @@
 typedef union { void *p; long i; double f; } HcArg;
 typedef void HcKernel(const HcArg *a, long item);
 
-typedef enum { DT_F32, DT_BF16, DT_F64, DT_I32 } Dtype;
+typedef enum { DT_F32, DT_BF16, DT_F64, DT_I32, DT_E4M3, DT_E5M2 } Dtype;
+size_t dtype_size(Dtype dt);            /* line.c */
+const char *dtype_name(Dtype dt);
+bool dtype_fp8(Dtype dt);
 
 enum { AR_PARAMS, AR_WEIGHTS, AR_GRADS, AR_MOMENT1, AR_MOMENT2, AR_ACTS,
        AR_TABLES, AR_INPUTS, AR_SCHED, AR_RESULT, NArena };
 extern const char *const arena_names[NArena];
+
+/* f32 of the arena sched that the host writes: docs/emitted.md */
+enum { SCHED_SCALE = 2, SCHED_TARGETS = 8 };
 
 typedef struct { int arena; size_t off; } Place;        /* arena -1: none */
 
@@ -99,6 +105,12 @@ typedef struct {
 	bool ta, tb, acc;
 	long m, n, k;
 	Mat a, b, c;
+	long batch, sa, sb, sc;         /* elements between matrices; batch 1: one */
+	float alpha, beta;              /* C = alpha A B + beta D */
+	bool add;                       /* there is a D */
+	Mat d;
+	bool scaled;                    /* alpha is multiplied by the f32 at scale */
+	Place scale;
 	void *plan;                     /* of the device */
 	/* ST_COPY: c.at <- a.at, m bytes */
 } RunStep;
@@ -297,13 +309,22 @@ void pool_run(Pool *p, void (*fn)(void *arg, long item), void *arg, long items);
 Gemm *gemm_new(Pool *p);                /* die()s when no library is found */
 void gemm_free(Gemm *g);
 bool gemm_has_bf16(void);               /* native bf16 dot products here */
+/* C[m,n] = alpha op(A) op(B), + C with acc, + beta D with add, for `batch` matrices:
+ * the i-th lie i*sa, i*sb, i*sc elements behind A, B, C and D; scaled: alpha times a
+ * number that gemm_run is given */
+typedef struct {
+	bool ta, tb, acc, add, scaled;
+	Dtype at, bt, ct;               /* of A, B (both alike, or both FP8); of C and D */
+	long m, n, k, lda, ldb, ldc, ldd;
+	long batch, sa, sb, sc;
+	float alpha, beta;
+} GemmShape;
+
 /* Makes what gemm_run needs for these operands, so that a step makes nothing. */
-void gemm_prepare(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
-                  Dtype at, long lda, Dtype bt, long ldb, Dtype ct, long ldc);
+void gemm_prepare(Gemm *g, const GemmShape *s);
 size_t gemm_scratch(const Gemm *g);     /* bytes held for it */
-void gemm_run(Gemm *g, bool ta, bool tb, bool acc, long m, long n, long k,
-              const void *a, Dtype at, long lda, const void *b, Dtype bt,
-              long ldb, void *c, Dtype ct, long ldc);
+void gemm_run(Gemm *g, const GemmShape *s, const void *a, const void *b, void *c, const void *d,
+              float scale);
 
 /* cache.c: what was compiled, by the SHA-256 of all that decides its bytes.
  * key: 64 hexadecimal digits; suffix: ".so", ".cubin" … */

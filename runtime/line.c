@@ -249,18 +249,37 @@ line_name(Load *l, const char *what, const char *also)
 
 /* places */
 
+static const char *const dtype_names[] = {
+	[DT_F32] = "f32", [DT_BF16] = "bf16", [DT_F64] = "f64", [DT_I32] = "i32",
+	[DT_E4M3] = "f8e4m3", [DT_E5M2] = "f8e5m2",
+};
+
 size_t
-line_dtype_size(Dtype dt)
+dtype_size(Dtype dt)
 {
-	return dt == DT_BF16 ? 2 : dt == DT_F64 ? 8 : 4;
+	static const size_t size[] = {
+		[DT_F32] = 4, [DT_BF16] = 2, [DT_F64] = 8, [DT_I32] = 4, [DT_E4M3] = 1, [DT_E5M2] = 1,
+	};
+
+	return size[dt];
+}
+
+const char *
+dtype_name(Dtype dt)
+{
+	return dtype_names[dt];
+}
+
+bool
+dtype_fp8(Dtype dt)
+{
+	return dt == DT_E4M3 || dt == DT_E5M2;
 }
 
 Dtype
 line_dtype(Load *l)
 {
-	static const Dtype dt[] = {DT_F32, DT_BF16, DT_F64, DT_I32};
-
-	return dt[CHOICE(l, "dtype", "f32", "bf16", "f64", "i32")];
+	return (Dtype)line_choice(l, "dtype", DT_E5M2 + 1, dtype_names);
 }
 
 int

@@ -57,7 +57,6 @@ double line_key_real(Load *l, const char *key, double min, double max);
 /* letters, digits and what `also` holds; no digit or `also` at the start */
 bool line_is_name(const char *s, const char *also);
 const char *line_name(Load *l, const char *what, const char *also);
-size_t line_dtype_size(Dtype dt);
 Dtype line_dtype(Load *l);
 int line_arena(const char *w);          /* of `arena+offset`, or -1 */
 /* nbytes at this place must exist */

@@ -116,8 +116,9 @@ load_launch(Load *l)
 	step_end(l, &s);
 }
 
+/* one matrix, or `batch` of them `stride` elements apart */
 static Mat
-load_mat(Load *l, const char *which, long rows, long cols)
+load_mat(Load *l, const char *which, long rows, long cols, long batch, long stride)
 {
 	Mat m;
 	char *at;
@@ -128,15 +129,80 @@ load_mat(Load *l, const char *which, long rows, long cols)
 	m.dt = line_dtype(l);
 	m.ld = line_integer(l, "leading dimension", cols, MaxCount);
 	n = line_product(l, which, rows - 1, m.ld) + cols;
-	m.at = line_to_place(l, at, line_product(l, which, n, (long)line_dtype_size(m.dt)),
-			     line_dtype_size(m.dt));
+	n = line_product(l, which, batch - 1, stride) + n;
+	m.at = line_to_place(l, at, line_product(l, which, n, (long)dtype_size(m.dt)),
+			     dtype_size(m.dt));
 	return m;
+}
+
+/* is this the next word? */
+static bool
+line_next_is(Load *l, const char *word)
+{
+	size_t n = strlen(word);
+
+	return l->p && strncmp(l->p, word, n) == 0 && l->p[n] == ' ';
+}
+
+static void
+load_batch(Load *l, RunStep *s)
+{
+	s->batch = 1;
+	if (!line_next_is(l, "batch"))
+		return;
+	s->batch = line_key_integer(l, "batch", 1, 1L << 20);
+	s->sa = line_integer(l, "stride of a", 0, MaxCount);
+	s->sb = line_integer(l, "stride of b", 0, MaxCount);
+	s->sc = line_integer(l, "stride of c", 0, MaxCount);
+}
+
+/* bytes from its start to the end of its last row */
+static size_t
+mat_extent(const RunStep *s, const Mat *m)
+{
+	return (size_t)((s->batch - 1) * s->sc + (s->m - 1) * m->ld + s->n) * dtype_size(m->dt);
+}
+
+/* what cuBLASLt multiplies in FP8; the same on every device */
+static void
+check_fp8(Load *l, const RunStep *s)
+{
+	if (s->a.dt == DT_E5M2 && s->b.dt == DT_E5M2)
+		line_bad(l, "f8e5m2 by f8e5m2");
+	if (s->ta || !s->tb)
+		line_bad(l, "FP8 operands lie along k: nt");
+	if (s->m % 16 || s->n % 16 || s->k % 16 || s->a.ld % 16 || s->b.ld % 16)
+		line_bad(l, "a dimension of an FP8 product is no multiple of 16");
+	if (s->a.at.off % 16 || s->b.at.off % 16)
+		line_bad(l, "an FP8 operand is not aligned to 16 bytes");
+	if (s->batch > 1 || s->add)
+		line_bad(l, "FP8 with a batch or an addend");
+}
+
+static void
+check_gemm(Load *l, const RunStep *s)
+{
+	if (dtype_fp8(s->a.dt) && dtype_fp8(s->b.dt))
+		check_fp8(l, s);
+	else if (s->a.dt != s->b.dt || (s->a.dt != DT_F32 && s->a.dt != DT_BF16))
+		line_bad(l, "a and b are both f32, both bf16 or both FP8");
+	if ((s->c.dt != DT_F32 && s->c.dt != DT_BF16) || (s->acc && s->c.dt != DT_F32))
+		line_bad(l, "c is f32, or bf16 when acc is 0");
+	if (s->batch > 1 && s->sc < (s->m - 1) * s->c.ld + s->n)
+		line_bad(l, "the results of the batch overlap");
+	if (!s->add)
+		return;
+	if (s->acc || s->d.dt != s->c.dt)
+		line_bad(l, "an addend has the type of c, and acc is 0");
+	if (s->d.at.arena == s->c.at.arena && s->d.at.off < s->c.at.off + mat_extent(s, &s->c) &&
+	    s->c.at.off < s->d.at.off + mat_extent(s, &s->d))
+		line_bad(l, "the addend overlaps c");
 }
 
 void
 load_gemm(Load *l)
 {
-	RunStep s = {.kind = ST_GEMM};
+	RunStep s = {.kind = ST_GEMM, .alpha = 1};
 	int xy = CHOICE(l, "gemm", "nn", "nt", "tn", "tt");
 
 	s.ta = xy >= 2;
@@ -145,14 +211,25 @@ load_gemm(Load *l)
 	s.n = line_integer(l, "n", 1, 1L << 30);
 	s.k = line_integer(l, "k", 1, 1L << 30);
 	s.acc = line_key_integer(l, "acc", 0, 1);
-	s.a = load_mat(l, "a", s.ta ? s.k : s.m, s.ta ? s.m : s.k);
-	s.b = load_mat(l, "b", s.tb ? s.n : s.k, s.tb ? s.k : s.n);
-	s.c = load_mat(l, "c", s.m, s.n);
-	if (s.a.dt != s.b.dt || (s.a.dt != DT_F32 && s.a.dt != DT_BF16))
-		line_bad(l, "a and b are both f32 or both bf16");
-	if ((s.c.dt != DT_F32 && s.c.dt != DT_BF16) ||
-	    (s.acc && s.c.dt != DT_F32))
-		line_bad(l, "c is f32, or bf16 when acc is 0");
+	load_batch(l, &s);
+	if (line_next_is(l, "alpha"))
+		s.alpha = (float)line_key_real(l, "alpha", -1e30, 1e30);
+	if (line_next_is(l, "scale")) {
+		line_expect(l, "scale");
+		s.scaled = true;
+		s.scale = line_place(l, sizeof(float), sizeof(float));
+	}
+	if (line_next_is(l, "add")) {
+		s.add = true;
+		s.d = load_mat(l, "add", s.m, s.n, s.batch, s.sc);
+		s.beta = (float)line_real(l, "beta", -1e30, 1e30);
+	}
+	s.a = load_mat(l, "a", s.ta ? s.k : s.m, s.ta ? s.m : s.k, s.batch, s.sa);
+	s.b = load_mat(l, "b", s.tb ? s.n : s.k, s.tb ? s.k : s.n, s.batch, s.sb);
+	s.c = load_mat(l, "c", s.m, s.n, s.batch, s.sc);
+	check_gemm(l, &s);
+	if (s.scaled && !dtype_fp8(s.a.dt))
+		line_bad(l, "a scale of operands that are not FP8");
 	step_cost(l, &s);
 	step_end(l, &s);
 }

@@ -36,12 +36,11 @@ static const double round_seconds = 2e-3, min_gain = 0.02;
 typedef struct Plan {
 	struct Plan *next;
 	const RunStep *step;            /* the first of this shape */
-	unsigned align[3];              /* of a, b, c */
+	unsigned align[4];              /* of a, b, c and what is added to the product: d, else c */
 	char key[65];
 	cublasLtMatmulDesc_t desc;
-	cublasLtMatrixLayout_t x, y, c;
+	cublasLtMatrixLayout_t x, y, c, d;
 	cublasLtMatmulAlgo_t algo;
-	float beta;
 	bool chosen;
 } Plan;
 
@@ -55,8 +54,6 @@ struct Lt {
 	CUevent start, end;
 };
 
-static const float one = 1;
-
 size_t
 lt_workspace(void)
 {
@@ -68,12 +65,6 @@ static bool
 untuned(void)
 {
 	return getenv("HCGEN_NO_TUNE") != NULL;
-}
-
-static const char *
-dtype_name(Dtype dt)
-{
-	return dt == DT_BF16 ? "bf16" : "f32";
 }
 
 static void
@@ -96,15 +87,26 @@ address(const Run *r, const Mat *m)
 	return r->base[m->at.arena] + m->at.off;
 }
 
+/* of every matrix of the batch */
 static unsigned
-alignment(const Run *r, const Mat *m)
+alignment(const Run *r, const RunStep *s, const Mat *m, long stride)
 {
 	uintptr_t p = address(r, m);
 	unsigned a = 1;
 
+	if (s->batch > 1)
+		p |= (uintptr_t)stride * dtype_size(m->dt);
+
 	while (a < MaxAlign && p % (2 * a) == 0)
 		a *= 2;
 	return a;
+}
+
+/* the matrix that is added to the product, where there is one */
+static const Mat *
+addend(const RunStep *s)
+{
+	return s->add ? &s->d : &s->c;
 }
 
 static bool
@@ -114,17 +116,20 @@ same_mat(const Mat *a, const Mat *b)
 }
 
 static bool
-same(const Plan *p, const RunStep *s, const unsigned align[3])
+same(const Plan *p, const RunStep *s, const unsigned align[4])
 {
 	const RunStep *t = p->step;
 
 	return t->ta == s->ta && t->tb == s->tb && t->acc == s->acc && t->m == s->m &&
 	       t->n == s->n && t->k == s->k && same_mat(&t->a, &s->a) &&
 	       same_mat(&t->b, &s->b) && same_mat(&t->c, &s->c) &&
+	       t->batch == s->batch && t->sa == s->sa && t->sb == s->sb && t->sc == s->sc &&
+	       t->add == s->add && same_mat(addend(t), addend(s)) &&
+	       t->scaled == s->scaled && t->scale.off == s->scale.off &&
 	       memcmp(p->align, align, sizeof p->align) == 0;
 }
 
-/* All that the choice of an algorithm depends on. */
+/* All that the choice of an algorithm depends on.  Factors are not in it. */
 static void
 set_key(const Run *r, Plan *p)
 {
@@ -138,6 +143,10 @@ set_key(const Run *r, Plan *p)
 	buf_printf(&b, "%d%d %d %ld %ld %ld\n", s->ta, s->tb, s->acc, s->m, s->n, s->k);
 	buf_printf(&b, "%d %ld %u\n%d %ld %u\n%d %ld %u\n", (int)s->a.dt, s->a.ld, p->align[0],
 	           (int)s->b.dt, s->b.ld, p->align[1], (int)s->c.dt, s->c.ld, p->align[2]);
+	if (s->batch > 1)
+		buf_printf(&b, "batch %ld %ld %ld %ld\n", s->batch, s->sa, s->sb, s->sc);
+	if (s->add)
+		buf_printf(&b, "add %ld %u\n", s->d.ld, p->align[3]);
 	buf_printf(&b, "%d %d\n", (int)Workspace, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
 	sha256_hex(b.s, b.len, p->key);
 	buf_free(&b);
@@ -146,33 +155,48 @@ set_key(const Run *r, Plan *p)
 static cudaDataType_t
 type_of(Dtype dt)
 {
-	return dt == DT_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+	return dt == DT_BF16 ? CUDA_R_16BF : dt == DT_E4M3 ? CUDA_R_8F_E4M3 :
+	       dt == DT_E5M2 ? CUDA_R_8F_E5M2 : CUDA_R_32F;
 }
 
 /* memory of rows x cols, row-major, as cuBLASLt sees it */
 static cublasLtMatrixLayout_t
-layout(const RunStep *s, const Mat *m, long rows, long cols)
+layout(const RunStep *s, const Mat *m, long rows, long cols, long stride)
 {
 	cublasLtMatrixLayout_t l = NULL;
+	int32_t batch = (int32_t)s->batch;
+	int64_t offset = stride;
 
 	MUST(s, cublasLtMatrixLayoutCreate, &l, type_of(m->dt), (uint64_t)cols, (uint64_t)rows,
 	     m->ld);
+	if (s->batch > 1) {
+		MUST(s, cublasLtMatrixLayoutSetAttribute, l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
+		     sizeof batch);
+		MUST(s, cublasLtMatrixLayoutSetAttribute, l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+		     &offset, sizeof offset);
+	}
 	return l;
 }
 
+/* The number in memory is the scale of an FP8 operand: cuBLASLt multiplies sums by it in
+ * fp32, when the product runs. */
 static void
-describe(Plan *p)
+describe(const Run *r, Plan *p)
 {
 	const RunStep *s = p->step;
+	const void *scale = s->scaled ? (void *)(r->base[s->scale.arena] + s->scale.off) : NULL;
 	int32_t x = s->tb ? CUBLAS_OP_T : CUBLAS_OP_N, y = s->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
 
 	MUST(s, cublasLtMatmulDescCreate, &p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
 	MUST(s, cublasLtMatmulDescSetAttribute, p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &x, sizeof x);
 	MUST(s, cublasLtMatmulDescSetAttribute, p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &y, sizeof y);
-	p->x = layout(s, &s->b, s->tb ? s->n : s->k, s->tb ? s->k : s->n);
-	p->y = layout(s, &s->a, s->ta ? s->k : s->m, s->ta ? s->m : s->k);
-	p->c = layout(s, &s->c, s->m, s->n);
-	p->beta = s->acc;
+	if (scale)
+		MUST(s, cublasLtMatmulDescSetAttribute, p->desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
+		     &scale, sizeof scale);
+	p->x = layout(s, &s->b, s->tb ? s->n : s->k, s->tb ? s->k : s->n, s->sb);
+	p->y = layout(s, &s->a, s->ta ? s->k : s->m, s->ta ? s->m : s->k, s->sa);
+	p->c = layout(s, &s->c, s->m, s->n, s->sc);
+	p->d = layout(s, addend(s), s->m, s->n, s->sc);
 }
 
 static bool
@@ -186,7 +210,7 @@ take_cached(Lt *lt, Plan *p)
 
 	if (good) {
 		memcpy(&p->algo, s, sizeof p->algo);
-		good = api.cublasLtMatmulAlgoCheck(lt->handle, p->desc, p->x, p->y, p->c, p->c,
+		good = api.cublasLtMatmulAlgoCheck(lt->handle, p->desc, p->x, p->y, p->d, p->c,
 		                                   &p->algo, &found) == CUBLAS_STATUS_SUCCESS &&
 		       found.workspaceSize <= Workspace;
 	}
@@ -195,18 +219,21 @@ take_cached(Lt *lt, Plan *p)
 }
 
 static Plan *
-plan_new(Run *r, const RunStep *s, const unsigned align[3])
+plan_new(Run *r, const RunStep *s, const unsigned align[4])
 {
 	const Cuda *c = r->dev;
 	Plan *p = NEW(c->lt->mem, Plan);
 
-	if (s->a.dt != s->b.dt || (s->a.dt == DT_F32 && s->c.dt != DT_F32))
+	if (dtype_fp8(s->a.dt) && c->capability < 89)
+		die("%s: FP8 products need compute capability 8.9, %s has %d.%d: numerics.head auto does without",
+		    s->site, c->name, c->capability / 10, c->capability % 10);
+	if ((s->a.dt != s->b.dt && !dtype_fp8(s->a.dt)) || (s->a.dt == DT_F32 && s->c.dt != DT_F32))
 		die("%s: a product of %s by %s into %s is not for device cuda", s->site,
 		    dtype_name(s->a.dt), dtype_name(s->b.dt), dtype_name(s->c.dt));
 	p->step = s;
 	memcpy(p->align, align, sizeof p->align);
 	set_key(r, p);
-	describe(p);
+	describe(r, p);
 	p->chosen = !untuned() && take_cached(c->lt, p);
 	c->lt->nuntimed += !p->chosen;
 	p->next = c->lt->plan;
@@ -218,7 +245,8 @@ plan_new(Run *r, const RunStep *s, const unsigned align[3])
 static void
 prepare(Run *r, RunStep *s)
 {
-	const unsigned align[3] = {alignment(r, &s->a), alignment(r, &s->b), alignment(r, &s->c)};
+	const unsigned align[4] = {alignment(r, s, &s->a, s->sa), alignment(r, s, &s->b, s->sb),
+	                           alignment(r, s, &s->c, s->sc), alignment(r, s, addend(s), s->sc)};
 	const Cuda *c = r->dev;
 	Plan *p = c->lt->plan;
 
@@ -240,7 +268,7 @@ static int
 choices(const Lt *lt, const Plan *p, cublasLtMatmulHeuristicResult_t *found)
 {
 	const uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-	const uint32_t align[3] = {p->align[0], p->align[1], p->align[2]};
+	const uint32_t align[4] = {p->align[0], p->align[1], p->align[2], p->align[3]};
 	const uint64_t most = Workspace;
 	cublasLtMatmulPreference_t pref = NULL;
 	const RunStep *s = p->step;
@@ -251,9 +279,9 @@ choices(const Lt *lt, const Plan *p, cublasLtMatmulHeuristicResult_t *found)
 	prefer(s, pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme, sizeof scheme);
 	prefer(s, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align[1], sizeof *align);
 	prefer(s, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align[0], sizeof *align);
-	prefer(s, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align[2], sizeof *align);
+	prefer(s, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align[3], sizeof *align);
 	prefer(s, pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align[2], sizeof *align);
-	MUST(s, cublasLtMatmulAlgoGetHeuristic, lt->handle, p->desc, p->x, p->y, p->c, p->c, pref,
+	MUST(s, cublasLtMatmulAlgoGetHeuristic, lt->handle, p->desc, p->x, p->y, p->d, p->c, pref,
 	     MaxChoices, found, &n);
 	api.cublasLtMatmulPreferenceDestroy(pref);
 	for (i = k = 0; i < n; i++)
@@ -270,10 +298,12 @@ static cublasStatus_t
 multiply(const Run *r, const Plan *p, const RunStep *s, const cublasLtMatmulAlgo_t *algo)
 {
 	const Cuda *c = r->dev;
-	void *d = (void *)address(r, &s->c);
+	float beta = s->add ? s->beta : s->acc;
 
-	return api.cublasLtMatmul(c->lt->handle, p->desc, &one, (void *)address(r, &s->b), p->x,
-	                          (void *)address(r, &s->a), p->y, &p->beta, d, p->c, d, p->c,
+	/* cuBLASLt calls C what is added, and D the result */
+	return api.cublasLtMatmul(c->lt->handle, p->desc, &s->alpha, (void *)address(r, &s->b), p->x,
+	                          (void *)address(r, &s->a), p->y, &beta,
+	                          (void *)address(r, addend(s)), p->d, (void *)address(r, &s->c), p->c,
 	                          algo, (void *)(uintptr_t)c->lt->workspace, Workspace, c->stream);
 }
 
@@ -343,6 +373,7 @@ use(bool used[NArena], const Plan *p)
 	used[p->step->a.at.arena] = true;
 	used[p->step->b.at.arena] = true;
 	used[p->step->c.at.arena] = true;
+	used[addend(p->step)->at.arena] = true;
 }
 
 /* The arenas are not in use yet: they hold numbers for a moment. */
@@ -416,6 +447,7 @@ lt_close(Run *r)
 		api.cublasLtMatrixLayoutDestroy(p->x);
 		api.cublasLtMatrixLayoutDestroy(p->y);
 		api.cublasLtMatrixLayoutDestroy(p->c);
+		api.cublasLtMatrixLayoutDestroy(p->d);
 	}
 	api.cuEventDestroy(lt->start);
 	api.cuEventDestroy(lt->end);

@@ -241,12 +241,6 @@ offsets(Json *j, Range *r)
 }
 
 static size_t
-dtype_size(Dtype dt)
-{
-	return dt == DT_BF16 ? 2 : dt == DT_F64 ? 8 : 4;
-}
-
-static size_t
 tensor_size(Json *j, const StTensor *t)
 {
 	size_t n = dtype_size(t->dt);

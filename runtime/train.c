@@ -164,10 +164,10 @@ step_run(Train *t)
 
 	sched[0] = (float)factor;
 	sched[1] = (float)(t->step + 1);
-	sched[2] = (float)(r->loss_scale > 0 ? r->loss_scale : 1.0 / (double)all);
-	run_targets(r, t->step, sched + 8);
+	sched[SCHED_SCALE] = (float)(r->loss_scale > 0 ? r->loss_scale : 1.0 / (double)all);
+	run_targets(r, t->step, sched + SCHED_TARGETS);
 	result[0] = 0;
-	run_put(r, AR_SCHED, 0, (8 + MaxTargets) * sizeof *sched);
+	run_put(r, AR_SCHED, 0, (SCHED_TARGETS + MaxTargets) * sizeof *sched);
 	run_put(r, AR_RESULT, 0, sizeof *result);
 	run_zero(r, AR_GRADS);
 	for (i = 0; i < stage->micro; i++)

@@ -34,6 +34,7 @@ typedef struct {
 	Run *r;
 	Interp *I;
 	Inputs in;
+	double weight[MaxTargets];      /* of the targets, as sched holds them */
 	double **shadow;        /* gradients as the steps should have added them */
 	double loss;
 	/* the step at hand: what it writes, each by itself */
@@ -63,6 +64,20 @@ place(Verify *v, const Opd *o)
 	}
 }
 
+/* sign, exponent, mantissa; all ones of E4M3, and of E5M2 an exponent of all ones, are no
+ * number that a kernel should store */
+static double
+fp8_element(uint8_t u, Dt dt)
+{
+	int nman = dt == E4M3 ? 3 : 2, bias = dt == E4M3 ? 7 : 15;
+	int e = u >> nman & (127 >> nman), m = u & ((1 << nman) - 1);
+	double x = e ? ldexp((1 << nman) + m, e - bias - nman) : ldexp(m, 1 - bias - nman);
+
+	if ((u & 0x7f) > (dt == E4M3 ? 0x7e : 0x7b))
+		return NAN;
+	return u & 0x80 ? -x : x;
+}
+
 static double
 element(const char *p, Dt dt, long i)
 {
@@ -76,6 +91,9 @@ element(const char *p, Dt dt, long i)
 		return ((const double *)(const void *)p)[i];
 	case I32:
 		return ((const int32_t *)(const void *)p)[i];
+	case E4M3:
+	case E5M2:
+		return fp8_element((uint8_t)p[i], dt);
 	default:
 		u = (uint32_t)((const uint16_t *)(const void *)p)[i] << 16;
 		memcpy(&f, &u, sizeof f);
@@ -108,6 +126,16 @@ out_of(Verify *v, const Opd *o)
 	return &v->out[v->nout++];
 }
 
+/* What may be stored as FP8 for a number that fp32 knows to within d: the rounding of any
+ * number in this range, so the one of these that is nearest to what is stored. */
+static double
+fp8_nearest(Dt dt, double got, double want, double d)
+{
+	double lo = round_fp8(dt, want - d), hi = round_fp8(dt, want + d);
+
+	return got <= lo ? lo : got >= hi ? hi : got == round_fp8(dt, want) ? got : lo;
+}
+
 /* What a sum cancelled to says nothing about its error: four fp32 ulp of the
  * magnitudes of its terms are allowed for. */
 static void
@@ -115,6 +143,8 @@ compare(struct Out *out, double got, double want, double mag)
 {
 	const double floor = 4 * 0x1p-23 / tol_f32 * mag;
 
+	if (dt_fp8(out->dt))
+		want = fp8_nearest(out->dt, got, want, tol_f32 * (fabs(want) + floor));
 	if (!(fabs(got - want) <= HUGE_VAL))
 		out->err = HUGE_VAL;
 	out->err += (got - want) * (got - want);
@@ -300,9 +330,16 @@ random_tokens(Verify *v, uint64_t *s, int32_t *tok, long n)
 static Model *
 shrink(Verify *v, long rows)
 {
-	long seq = v->o->seq > 0 ? v->o->seq : 61;      /* odd, and no multiple of any block */
+	bool fp8 = v->m->spec->head == HEAD_FP8;
+	int own = v->m->stage[v->m->planned].seq;
+	/* odd, and no multiple of any block; FP8 products take rows in sixteens */
+	long seq = v->o->seq > 0 ? v->o->seq : fp8 ? 56 : 61, all;
 
-	return model_reduced(v->a, v->m, rows > 0 ? rows : 122, seq);
+	rows = rows > 0 ? rows : fp8 ? 112 : 122;
+	seq = seq < own ? seq : own;
+	for (all = (rows + seq - 1) / seq * seq; fp8 && all % 16; all += seq)
+		;
+	return model_reduced(v->a, v->m, all, seq);
 }
 
 /* The emitted directory is temporary and goes when the process does, however
@@ -469,9 +506,21 @@ begin_step(Verify *v, long tokens)
 	run_zero(v->r, A_GRADS);
 	run_zero(v->r, A_RESULT);
 	sched[0] = sched[1] = 1;
-	sched[2] = 1 / (float)tokens;
-	run_targets(v->r, v->r->stage[0].first, sched + 8);
-	run_put(v->r, A_SCHED, 0, (8 + MaxTargets) * sizeof *sched);
+	sched[SchedScale] = 1 / (float)tokens;
+	run_targets(v->r, v->r->stage[0].first, sched + SchedTargets);
+	run_put(v->r, A_SCHED, 0, (SchedTargets + MaxTargets) * sizeof *sched);
+}
+
+/* those of the planned stage's first step */
+static void
+first_weights(Verify *v)
+{
+	const ModelStage *t = &v->m->stage[v->m->planned];
+	int k;
+
+	for (k = 0; k < t->ntarget; k++)
+		v->weight[k] = (float)t->target[k];
+	v->in.weight = v->weight;
 }
 
 static void
@@ -566,7 +615,7 @@ compare_gradients(Verify *v)
 {
 	const Model *m = v->b->model;
 	const Spec *s = m->spec;
-	bool exact = s->storage == F_F32 && s->gemm == F_F32;
+	bool exact = s->storage == F_F32 && s->gemm == F_F32 && s->head != HEAD_FP8;
 	Graph *g = spec_graph(v->a, v->m, v->p->T);
 	Interp *I = interp_graph(g, &v->in, NEWN(v->a, bool, g->n));
 	double loss = *(const double *)(const void *)v->r->arena[A_RESULT] / (double)v->p->T;
@@ -759,5 +808,6 @@ verify(Arena *a, const Model *m, const VerifyOpts *o)
 {
 	Verify v = { .a = a, .m = m, .o = o };
 
+	first_weights(&v);
 	return o->params ? verify_user(&v) : verify_random(&v);
 }

@@ -104,6 +104,53 @@ __device__ __forceinline__ unsigned pack_bf16x2(float lo, float hi)
 }
 #endif
 
+//% exports: fp8_bits
+// x with `man` bits of mantissa, by whole numbers, for processors that have no instruction for it: nearest, ties to
+// even; `most` where it is beyond that; a NaN becomes 0x7f. least: the smallest normal number. ulps: 2^23 times the
+// distance of subnormal ones, so that adding it rounds to them.
+__device__ __forceinline__ unsigned fp8_bits(float x, int man, int bias, float least, float ulps, unsigned most)
+{
+	const int drop = 23 - man;
+	const unsigned u = __float_as_uint(x), a = u & 0x7fffffffu;
+	const unsigned normal = ((a + (1u << (drop - 1)) - 1 + (a >> drop & 1)) >> drop) - ((unsigned)(127 - bias) << man);
+	const unsigned subnormal = __float_as_uint(__uint_as_float(a) + ulps) - __float_as_uint(ulps);
+	const unsigned r = __uint_as_float(a) < least ? subnormal : normal;
+
+	return a > 0x7f800000u ? 0x7fu : (r < most ? r : most) | (u >> 24 & 0x80u);
+}
+
+//% exports: pack_e4m3x2; needs: fp8_bits
+#ifndef HC_SIMT
+// two e4m3, lo in the low byte: nearest, ties to even; 448 where it is beyond that; a NaN becomes 0x7f
+__device__ __forceinline__ unsigned pack_e4m3x2(float lo, float hi)
+{
+#if __CUDA_ARCH__ >= 890
+	unsigned short d;
+
+	asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(d) : "f"(hi), "f"(lo));
+	return d;
+#else
+	return fp8_bits(hi, 3, 7, 0x1p-6f, 0x1p14f, 0x7e) << 8 | fp8_bits(lo, 3, 7, 0x1p-6f, 0x1p14f, 0x7e);
+#endif
+}
+#endif
+
+//% exports: pack_e5m2x2; needs: fp8_bits
+#ifndef HC_SIMT
+// two e5m2, lo in the low byte: nearest, ties to even; 57344 where it is beyond that; a NaN becomes 0x7f
+__device__ __forceinline__ unsigned pack_e5m2x2(float lo, float hi)
+{
+#if __CUDA_ARCH__ >= 890
+	unsigned short d;
+
+	asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(d) : "f"(hi), "f"(lo));
+	return d;
+#else
+	return fp8_bits(hi, 2, 15, 0x1p-14f, 0x1p7f, 0x7b) << 8 | fp8_bits(lo, 2, 15, 0x1p-14f, 0x1p7f, 0x7b);
+#endif
+}
+#endif
+
 //% exports: exp2_approx log2_approx
 #ifndef HC_SIMT
 // 2^x, within 2 ulp of the rounded result; subnormal arguments and results are 0

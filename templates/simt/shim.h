@@ -257,6 +257,15 @@ HC_INLINE int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 HC_INLINE int __ffs(int x) { return __builtin_ffs(x); }
 HC_INLINE int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 HC_INLINE int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
+HC_INLINE unsigned __byte_perm(unsigned x, unsigned y, unsigned s)
+{
+	const unsigned long both = (unsigned long)y << 32 | x;
+	unsigned r = 0;
+
+	for (int i = 0; i < 4; i++)
+		r |= (unsigned)(both >> 8 * (s >> 4 * i & 7) & 0xff) << 8 * i;
+	return r;
+}
 HC_INLINE unsigned __umulhi(unsigned x, unsigned y) { return (unsigned)((unsigned long)x * y >> 32); }
 HC_INLINE int __mulhi(int x, int y) { return (int)((long)x * y >> 32); }
 template<class T> HC_INLINE T __ldg(const T *p) { return *p; }

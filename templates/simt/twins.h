@@ -153,6 +153,47 @@ HC_INLINE unsigned pack_bf16x2(float lo, float hi)
 	return hc_bf16(lo) | hc_bf16(hi) << 16;
 }
 
+// FP8: exponent of nexp bits, the value of a code without sign as the format defines it
+HC_INLINE double hc_fp8(unsigned code, int nexp)
+{
+	const int nman = 7 - nexp, e = (int)(code >> nman), m = (int)(code & ((1u << nman) - 1));
+	const int least = 2 - (1 << (nexp - 1));        // exponent of the smallest normal numbers, and of subnormal ones
+
+	return e ? ldexp(m + (1 << nman), least + e - 1 - nman) : ldexp(m, least - nman);
+}
+
+// .rn.satfinite: of the finite codes, of which `most` is the largest, the nearest, and of two the even one; beyond them the
+// largest. A NaN becomes 0x7f.
+HC_INLINE unsigned hc_fp8_of(float x, int nexp, unsigned most)
+{
+	const unsigned sign = __float_as_uint(x) >> 24 & 0x80u;
+	const double a = fabs((double)x);
+	unsigned lo = 0, hi = most;
+
+	if (x != x)
+		return 0x7fu;
+	if (a >= hc_fp8(most, nexp))
+		return sign | most;
+	while (hi - lo > 1) {                           // value(lo) <= a < value(hi)
+		const unsigned mid = (lo + hi) / 2;
+
+		*(hc_fp8(mid, nexp) <= a ? &lo : &hi) = mid;
+	}
+	const double below = a - hc_fp8(lo, nexp), above = hc_fp8(hi, nexp) - a;
+
+	return sign | (below < above || (below == above && lo % 2 == 0) ? lo : hi);
+}
+
+HC_INLINE unsigned pack_e4m3x2(float lo, float hi)
+{
+	return hc_fp8_of(lo, 4, 0x7e) | hc_fp8_of(hi, 4, 0x7e) << 8;
+}
+
+HC_INLINE unsigned pack_e5m2x2(float lo, float hi)
+{
+	return hc_fp8_of(lo, 5, 0x7b) | hc_fp8_of(hi, 5, 0x7b) << 8;
+}
+
 // .ftz: a subnormal number is the zero of its sign
 HC_INLINE float hc_ftz(float x)
 {

@@ -160,6 +160,43 @@ word_pack(uint32_t *w, long i)
 		*w = (*w & 0xffff0000) | 0x8000;
 }
 
+/* the number that a code of FP8 stands for, with nexp bits of exponent; codes beyond the
+ * finite ones as if they went on */
+static inline double
+fp8_value(int code, int nexp)
+{
+	int nman = 7 - nexp, bias = (1 << (nexp - 1)) - 1, e = code >> nman, m = code & ((1 << nman) - 1);
+
+	return e ? ldexp((1 << nman) + m, e - bias - nman) : ldexp(m, 1 - bias - nman);
+}
+
+/* every number of both formats, the midpoints between them, and the floats next to those;
+ * then every kind of float */
+static inline void
+word_fp8(uint32_t *w, long i)
+{
+	static const uint32_t special[] = {
+		0x7f800000, 0xff800000, 0x7fc00000, 0xffc12345, 0x7f800001, 0x7f7fffff, 0xff7fffff, 1, 0x80000001,
+		0x007fffff, 0x43e80000, 0xc3e80000, 0x47700000, 0xc7700000, 0x3a800000, 0x37000000,
+	};
+	const long n = sizeof special / sizeof *special, code = i / 8 % 128, kind = i % 4;
+	int nexp = 4 + (int)(i / 4 % 2);
+	double at = fp8_value((int)code, nexp), mid = (at + fp8_value((int)code + 1, nexp)) / 2;
+
+	if (i < 1024) {
+		*w = float_bits((float)(kind == 0 ? at : mid));
+		*w += kind == 3 ? 1u : 0u;
+		*w -= kind == 2 ? 1u : 0u;
+		*w |= (uint32_t)(i / 16 % 2) << 31;
+		return;
+	}
+	*w = mixed((uint32_t)i + 13);
+	if (i < 1024 + n)
+		*w = special[i - 1024];
+	else if (i % 3)
+		*w = (*w & 0x807fffff) | (100 + *w / 8192 % 50) << 23;
+}
+
 /* -150 … 150; nothing near -126, where a last bit decides what is flushed */
 static inline void
 word_exp2(uint32_t *w, long i)
@@ -252,6 +289,7 @@ static const Intrinsic intrinsics[] = {
 	{ "matmul",             "matmul",              32, 1,   3,     256,     384,   0, word_matmul, NearExact },
 	{ "cp_async",           "cp_async",            64, 1, 192,     960,     768,   0, word_cp_async, NearExact },
 	{ "pack_bf16x2",        "pack_bf16x2",        128, 2, 200,     400,     200,   0, word_pack, NearExact },
+	{ "pack_fp8",           "pack_fp8",           128, 6, 700,    1400,    1400,   0, word_fp8, NearExact },
 	{ "exp2_approx",        "exp2_approx",        128, 4, 500,     500,     500,   0, word_exp2, NearExp2 },
 	{ "log2_approx",        "log2_approx",        128, 4, 500,     500,     500,   0, word_log2, NearLog2 },
 	{ "stream",             "stream",             128, 2, 200,     800,     800,   0, word_bits, NearExact },

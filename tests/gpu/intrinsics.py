@@ -111,6 +111,28 @@ def word_pack(i):
     return w & 0xffff0000 | 0x8000 if i % 3 == 0 else w
 
 
+FP8 = [0x7f800000, 0xff800000, 0x7fc00000, 0xffc12345, 0x7f800001, 0x7f7fffff, 0xff7fffff, 1, 0x80000001,
+       0x007fffff, 0x43e80000, 0xc3e80000, 0x47700000, 0xc7700000, 0x3a800000, 0x37000000]
+
+
+def fp8_value(code, nexp):
+    nman, bias = 7 - nexp, 2**(nexp - 1) - 1
+    e, m = code >> nman, code & (1 << nman) - 1
+    return (2**nman + m) * 2.**(e - bias - nman) if e else m * 2.**(1 - bias - nman)
+
+
+def word_fp8(i):
+    if i < 1024:
+        code, nexp, kind = i // 8 % 128, 4 + i // 4 % 2, i % 4
+        at = fp8_value(code, nexp)
+        w = float_bits(at if kind == 0 else (at + fp8_value(code + 1, nexp)) / 2)
+        return w + (kind == 3) - (kind == 2) | (i // 16 % 2) << 31
+    w = mixed(i + 13)
+    if i < 1024 + len(FP8):
+        return FP8[i - 1024]
+    return w & 0x807fffff | 100 + w // 8192 % 50 << 23 if i % 3 else w
+
+
 EXP2 = [0, -0., 1, -1, 10, 127, f32(127.99999), 128, 129, f32(3e38), f32(-3e38), -125.5, -126.5, -150, f32(1e-40),
         f32(-1e-40), f32(1e-30), math.inf, -math.inf, math.nan]
 
@@ -251,6 +273,20 @@ def nearest_bf16(u):
 
 def want_pack(t, w):
     return [nearest_bf16(w[2 * i]) | nearest_bf16(w[2 * i + 1]) << 16 for i in range(t.n)]
+
+
+def nearest_fp8(u, nexp):
+    """Of the finite numbers the nearest, of two the even one; a NaN is 0x7f."""
+    x = bits_float(u)
+    if math.isnan(x):
+        return 0x7f
+    a, most = min(abs(x), 1e6), 0x7e if nexp == 4 else 0x7b
+    return min(range(most + 1), key=lambda c: (abs(a - fp8_value(c, nexp)), c % 2)) | u >> 24 & 0x80
+
+
+def want_pack_fp8(t, w):
+    return [nearest_fp8(w[2 * i], 4) | nearest_fp8(w[2 * i + 1], 4) << 8 | nearest_fp8(w[2 * i], 5) << 16
+            | nearest_fp8(w[2 * i + 1], 5) << 24 for i in range(t.n) for _ in range(2)]
 
 
 def flushed(x):

@@ -172,3 +172,11 @@ inject_failure(const char *entry)
 	pthread_mutex_unlock(&lock);
 	return code;
 }
+
+int
+device_cc(void)
+{
+	const char *s = inject("cc"), *dot = s ? strchr(s, '.') : NULL;
+
+	return dot ? 10 * atoi(s) + atoi(dot + 1) : 90;
+}

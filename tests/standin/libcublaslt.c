@@ -432,8 +432,11 @@ check_memory(const Matmul *w)
 			continue;
 		if (!p[i])
 			return "a matrix is NULL (C may be if beta is 0)";
-		if ((uintptr_t)p[i] % w->algo.align[i] != 0)
+		if ((uintptr_t)p[i] % w->algo.align[i] != 0 ||
+		    (l[i]->batch > 1 && (size_t)l[i]->stride * type_size(l[i]->type) % w->algo.align[i] != 0))
 			return "a matrix is less aligned than the algorithm was promised";
+		if (is_fp8(w->a.type) && (uintptr_t)p[i] % 16 != 0)
+			return "FP8 with a matrix that is not aligned to 16 bytes";
 		if (!w->hooks->device("cublasLtMatmul", name[i], p[i], layout_extent(l[i])))
 			return "a matrix is not device memory for its whole extent";
 	}

@@ -59,14 +59,6 @@ refuse(const char *entry, CUresult e, const char *why)
 	return e;
 }
 
-int
-device_cc(void)
-{
-	const char *s = inject("cc"), *dot = s ? strchr(s, '.') : NULL;
-
-	return dot ? 10 * atoi(s) + atoi(dot + 1) : 90;
-}
-
 /* ---- driver ---- */
 
 PUBLIC CUresult CUDAAPI

@@ -58,6 +58,7 @@ typedef struct {
 
 /* Fills m, n, k.  CUBLAS_STATUS_SUCCESS, or why not. */
 cublasStatus_t problem_check(Problem *p, const char **why);
+bool is_fp8(uint32_t type);
 size_t type_size(uint32_t type);        /* 0: not one that the stand-in knows */
 uint32_t problem_types(const Problem *p);
 /* Bytes from the first element to the end of the last, all of the batch. */

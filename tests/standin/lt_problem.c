@@ -42,7 +42,7 @@ layout_extent(const Layout *l)
 	return (one + batch * (size_t)l->stride) * type_size(l->type);
 }
 
-static bool
+bool
 is_fp8(uint32_t type)
 {
 	return type == CUDA_R_8F_E4M3 || type == CUDA_R_8F_E5M2;
@@ -101,6 +101,10 @@ check_layout(const Layout *l, const char **why)
 static cublasStatus_t
 check_fp8(const Problem *p, const char **why)
 {
+	if (device_cc() < 89)
+		NO(CUBLAS_STATUS_NOT_SUPPORTED, "FP8 on a device before compute capability 8.9");
+	if (p->desc->compute != CUBLAS_COMPUTE_32F)
+		NO(CUBLAS_STATUS_NOT_SUPPORTED, "FP8 with a compute type other than 32F");
 	if (!is_fp8(p->a->type) || !is_fp8(p->b->type))
 		NO(CUBLAS_STATUS_NOT_SUPPORTED, "FP8 with another type");
 	if (p->a->type == CUDA_R_8F_E5M2 && p->b->type == CUDA_R_8F_E5M2)

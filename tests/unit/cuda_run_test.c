@@ -81,6 +81,8 @@ typedef struct {
 	const char *at, *ct;            /* types of a and b, of c */
 	long pad;                       /* added to leading dimensions */
 	long shift;                     /* elements, added to places */
+	long batch, apart;              /* 0: one; elements between matrices, beyond their own */
+	double alpha, beta;             /* 0: 1; 0: nothing is added */
 } Case;
 
 static const Case cases[] = {
@@ -91,8 +93,15 @@ static const Case cases[] = {
 	{"nt", 0, 64, 96, 32, "f32", "f32", 0, 0}, {"nn", 0, 33, 65, 31, "f32", "f32", 0, 0},
 	{"tn", 1, 64, 96, 130, "f32", "f32", 2, 1}, {"tt", 1, 5, 3, 200, "f32", "f32", 1, 0},
 	{"nt", 0, 64, 96, 32, "bf16", "bf16", 8, 0}, {"nt", 0, 64, 96, 32, "bf16", "f32", 0, 0},
+	{"nt", 0, 64, 64, 96, "bf16", "bf16", 0, 0, 3, 0, 0, 0},
+	{"tn", 0, 48, 48, 80, "bf16", "bf16", 0, 0, 5, 64, 0, 0},
+	{"nn", 0, 48, 48, 48, "bf16", "bf16", 0, 0, 5, 0, 15.878769915207462, -22.48329292557795},
+	{"nn", 0, 40, 24, 24, "bf16", "bf16", 0, 0, 2, 0, 0, 8.156554524902461},
+	{"nn", 0, 40, 24, 24, "bf16", "bf16", 0, 0, 2, 0, 0, 4.04},
+	{"nt", 0, 17, 9, 33, "f32", "f32", 1, 1, 4, 3, -0.5, 2.5}, {"tn", 1, 8, 8, 8, "f32", "f32", 0, 0, 2, 1, 3, 0},
+	{"nn", 0, 64, 96, 32, "bf16", "f32", 0, 0, 0, 0, 0.25, 1}, {"nn", 0, 64, 96, 32, "bf16", "f32", 0, 0, 0, 0, 0.25, 0},
 };
-enum { NCase = sizeof cases / sizeof *cases, Room = 1 << 17 };  /* bytes per operand */
+enum { NCase = sizeof cases / sizeof *cases, Room = 1 << 17, NOperand = 4 };    /* bytes per operand */
 
 static const char head_text[] =
         "hcgen-manifest 2\n"
@@ -128,13 +137,22 @@ put_gemm(Buf *b, int i)
 {
 	const Case *t = &cases[i];
 	bool ta = t->xy[0] == 't', tb = t->xy[1] == 't';
-	long base = 3L * i * Room;
+	long base = (long)NOperand * i * Room, lda = (ta ? t->m : t->k) + t->pad;
+	long ldb = (tb ? t->k : t->n) + t->pad, ldc = t->n + t->pad;
 
-	buf_printf(b, "gemm %s %ld %ld %ld acc %d a acts+%ld %s %ld b acts+%ld %s %ld "
-	           "c acts+%ld %s %ld bytes 1 flops 1 @ case %d\n", t->xy, t->m, t->n, t->k,
-	           t->acc, base + t->shift * size_of(t->at), t->at, (ta ? t->m : t->k) + t->pad,
-	           base + Room + t->shift * size_of(t->at), t->at, (tb ? t->k : t->n) + t->pad,
-	           base + 2L * Room + t->shift * size_of(t->ct), t->ct, t->n + t->pad, i);
+	buf_printf(b, "gemm %s %ld %ld %ld acc %d", t->xy, t->m, t->n, t->k, t->acc);
+	if (t->batch)
+		buf_printf(b, " batch %ld %ld %ld %ld", t->batch, (ta ? t->k : t->m) * lda + t->apart,
+		           (tb ? t->n : t->k) * ldb + t->apart, t->m * (ldc + 8) + t->apart);
+	if (t->alpha != 0)
+		buf_printf(b, " alpha %.17g", t->alpha);
+	if (t->beta != 0)
+		buf_printf(b, " add acts+%ld %s %ld %.17g", base + 3L * Room + t->shift * size_of(t->ct),
+		           t->ct, ldc + 8, t->beta);
+	buf_printf(b, " a acts+%ld %s %ld b acts+%ld %s %ld c acts+%ld %s %ld bytes 1 flops 1 @ case %d\n",
+	           base + t->shift * size_of(t->at), t->at, lda,
+	           base + Room + t->shift * size_of(t->at), t->at, ldb,
+	           base + 2L * Room + t->shift * size_of(t->ct), t->ct, ldc, i);
 }
 
 static void
@@ -142,7 +160,7 @@ write_manifest(const char *train, const char *eval, const char *logits)
 {
 	Buf b = {0};
 
-	buf_printf(&b, "%sarena acts %ld\n%s", head_text, 3L * NCase * Room, tail_text);
+	buf_printf(&b, "%sarena acts %ld\n%s", head_text, (long)NOperand * NCase * Room, tail_text);
 	buf_printf(&b, "program train 0 tokens 16 seq 8\n%sprogram eval 0 tokens 16 seq 8\n%s"
 	           "program logits 1 tokens 8 seq 8\noutput logits acts+0 8\n%s"
 	           "program update 0 tokens 0 seq 0\nprogram train 1 tokens 8 seq 4\n", train, eval, logits);
@@ -178,39 +196,48 @@ fill(char *p, size_t n)
 }
 
 /* |error| <= (k + 1) 2^-24 sum|a b| for any order of fp32 additions (Higham
- * 3.5), plus one rounding of the result: 2^-9 of it for bf16. */
+ * 3.5), one more each for a factor and what is added, plus one rounding of the
+ * result: 2^-8 of it for bf16. */
 static bool
-right(const RunStep *s, const char *was, const char *is, long i, long j)
+right(const RunStep *s, const char *was, const char *is, long w, long i, long j)
 {
 	const char *a = was + s->a.at.off, *b = was + s->b.at.off;
-	long at = i * s->c.ld + j, l;
-	double want = s->acc ? element(was + s->c.at.off, s->c.dt, at) : 0, mag = fabs(want), x;
+	long at = w * s->sc + i * s->c.ld + j, l;
+	double want = 0, mag = 0, had = 0, x;
 
 	for (l = 0; l < s->k; l++) {
-		x = element(a, s->a.dt, s->ta ? l * s->a.ld + i : i * s->a.ld + l) *
-		    element(b, s->b.dt, s->tb ? j * s->b.ld + l : l * s->b.ld + j);
+		x = element(a, s->a.dt, w * s->sa + (s->ta ? l * s->a.ld + i : i * s->a.ld + l)) *
+		    element(b, s->b.dt, w * s->sb + (s->tb ? j * s->b.ld + l : l * s->b.ld + j));
 		want += x;
 		mag += fabs(x);
 	}
+	if (s->acc)
+		had = element(was + s->c.at.off, s->c.dt, at);
+	if (s->add)
+		had = s->beta * element(was + s->d.at.off, s->d.dt, w * s->sc + i * s->d.ld + j);
+	want = s->alpha * want + had;
+	mag = fabs(s->alpha) * mag + fabs(had);
 	x = element(is + s->c.at.off, s->c.dt, at);
-	return fabs(x - want) <= (double)(s->k + 2) * 0x1p-24 * mag +
+	return fabs(x - want) <= (double)(s->k + 4) * 0x1p-24 * mag +
 	                         (s->c.dt == DT_BF16 ? 0x1p-8 * fabs(want) : 0);
 }
 
 static bool
 check_gemm(const RunStep *s, const char *was, const char *is)
 {
-	long size = s->c.dt == DT_BF16 ? 2 : 4, i, j, at;
+	long size = s->c.dt == DT_BF16 ? 2 : 4, step = s->batch > 1 ? s->sc : s->m * s->c.ld, i, j, w, at;
 	bool good = true;
 
-	for (i = 0; i < s->m; i++)
-		for (j = 0; j < s->n; j++)
-			good = good && right(s, was, is, i, j);
+	for (w = 0; w < s->batch; w++)
+		for (i = 0; i < s->m; i++)
+			for (j = 0; j < s->n; j++)
+				good = good && right(s, was, is, w, i, j);
 	if (!good)
 		fprintf(stderr, "%s is wrong\n", s->site);
-	/* between rows, before and behind nothing is written */
-	for (at = -1; at < s->m * s->c.ld && good; at++)
-		if (at < 0 ? s->c.at.off % 16 != 0 : at % s->c.ld >= s->n)
+	/* between rows and matrices, before and behind nothing is written */
+	for (at = -1; at < s->batch * step && good; at++)
+		if (at < 0 ? s->c.at.off % 16 != 0 :
+		    at % step / s->c.ld >= s->m || at % step % s->c.ld >= s->n)
 			good = memcmp(was + (long)s->c.at.off + at * size,
 			              is + (long)s->c.at.off + at * size, (size_t)size) == 0;
 	return good;
@@ -267,7 +294,7 @@ test_products(void)
 	setenv("HCGEN_NO_TUNE", "1", 1);
 	must_end("products_without_choice", run_products, NULL, "order=eager", 0, "");
 	must_end("products_that_nobody_can_do", run_products, NULL, "no_algo", EX_ENV,
-	         "nt 64 x 96 x 32, bf16 by bf16 into");
+	         "nn 64 x 96 x 32, bf16 by bf16 into");
 	unsetenv("HCGEN_NO_TUNE");
 	must_end("product_that_fails_is_named", run_products, NULL, "fail=cublasLtMatmul:14:3", EX_ENV,
 	         "bf16 by bf16 into f32, at case 2");
@@ -395,7 +422,7 @@ test_moves(void)
 	must_end("no_room_is_told_with_the_table", open_and_close, NULL, "memory=4000000", EX_ENV,
 	         "acts ");
 	must_end("no_room_is_told_with_the_rest", open_and_close, NULL, "memory=4000000", EX_ENV,
-	         "stand-in has no room for acts, 5.2 MiB");
+	         "stand-in has no room for acts, 11.5 MiB");
 	must_end("device_that_breaks", run_batches, NULL, "ecc_after=5", EX_ENV, "ECC");
 }
 

@@ -155,6 +155,33 @@ one_wide(void *arg, char err[200])
 	return plan_agrees(plan_of(m, GRAPH_TRAIN), &in, err);
 }
 
+/* an FP8 head, whose roundings the plan's steps and the graph's op both make */
+static bool
+one_fp8(void *arg, char err[200])
+{
+	static const char *const words[] = {
+		"tied: false", "tied: true", "softcap: 15", "softcap: {kind: sigmoid, cap: 9, shift: 1, temperature: 3}",
+	};
+	int i = *(int *)arg;
+	const char *text = arena_printf(mem, "model: {layers: 1, width: 32, heads: 2, vocab: 41, vocab_multiple: 16, "
+	        "init: {out: random}, %s}\ntrain: {tokens_per_step: 96, seq_len: 12, stages: {a: {targets: [%s]}}}\n"
+	        "numerics: {storage: %s, gemm: %s, head: fp8, fp8: {grad: 3}}\nplan: {head_chunk: %d}\n", words[i % 4],
+	        i % 3 ? "1" : "1, 0.5, 0.25", i % 2 ? "f32" : "bf16", i / 4 ? "f32" : "bf16", i % 2 ? 30 : 96);
+	const Model *m = model_of("fp8", text);
+	Inputs in = inputs_random(m, m->T);
+
+	return plan_agrees(plan_of(m, GRAPH_TRAIN), &in, err);
+}
+
+static void
+fp8_plans(void)
+{
+	int i;
+
+	for (i = 0; i < 8; i++)
+		check_case(arena_printf(mem, "plan of an FP8 head, %d", i), one_fp8, &i);
+}
+
 /* breaking the memory */
 
 static Plan *
@@ -696,6 +723,7 @@ main(void)
 
 	mem = arena_new("test");
 	plans();
+	fp8_plans();
 	for (i = 0; i < (int)(sizeof wide / sizeof *wide); i++) {
 		snprintf(name, sizeof name, "plan of %s", wide[i].name);
 		check_case(name, one_wide, &i);

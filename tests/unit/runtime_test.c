@@ -147,21 +147,35 @@ typedef struct {
 	const char *xy;
 	bool acc;
 	long m, n, k;
-	Dtype at, ct;
-	long pad;               /* added to every leading dimension */
+	Dtype at, ct;           /* at E4M3: b is E5M2, or with alpha 0 E4M3 too */
+	long pad;               /* added to every leading dimension, and between matrices */
+	long batch;             /* 0: one */
+	float alpha, beta;      /* alpha 0: 1; beta 0: nothing is added */
 } Case;
 
-typedef struct { void *a, *b, *c, *c0; size_t nc; long lda, ldb, ldc; } Operands;
+typedef struct { void *a, *b, *c, *c0, *d; size_t nc; GemmShape s; } Operands;
 
 static size_t
 dsize(Dtype dt)
 {
-	return dt == DT_BF16 ? 2 : 4;
+	return dtype_size(dt);
+}
+
+/* of the code of an FP8 number, from the definition of the formats */
+static double
+fp8_number(uint8_t u, Dtype dt)
+{
+	int nman = dt == DT_E4M3 ? 3 : 2, bias = dt == DT_E4M3 ? 7 : 15, e = (u & 127) >> nman, m = u & ((1 << nman) - 1);
+	double x = e ? ldexp((1 << nman) + m, e - bias - nman) : ldexp(m, 1 - bias - nman);
+
+	return u & 128 ? -x : x;
 }
 
 static double
 get(const void *p, Dtype dt, long i)
 {
+	if (dtype_fp8(dt))
+		return fp8_number(((const uint8_t *)p)[i], dt);
 	return dt == DT_BF16 ? (double)from_bf16(((const uint16_t *)p)[i]) :
 	                       (double)((const float *)p)[i];
 }
@@ -175,7 +189,9 @@ fill(void *p, Dtype dt, size_t n, uint64_t seed)
 
 	for (i = 0; i < n; i++) {
 		x = (float)(draw(&s) >> 40) * 0x1p-23f - 1.0f;
-		if (dt == DT_BF16)
+		if (dtype_fp8(dt))      /* finite, of every size */
+			((uint8_t *)p)[i] = (uint8_t)(draw(&s) % 0x7b | (draw(&s) & 0x80));
+		else if (dt == DT_BF16)
 			((uint16_t *)p)[i] = bf16(x);
 		else
 			((float *)p)[i] = x;
@@ -185,44 +201,53 @@ fill(void *p, Dtype dt, size_t n, uint64_t seed)
 static Operands
 data_make(Arena *mem, const Case *t)
 {
-	bool ta = t->xy[0] == 't', tb = t->xy[1] == 't';
-	Operands d;
-	size_t na, nb;
+	bool ta = t->xy[0] == 't', tb = t->xy[1] == 't', fp8 = dtype_fp8(t->at);
+	long batch = t->batch ? t->batch : 1, sd;
+	Operands d = {0};
+	GemmShape *s = &d.s;
 
-	d.lda = (ta ? t->m : t->k) + t->pad;
-	d.ldb = (tb ? t->k : t->n) + t->pad;
-	d.ldc = t->n + t->pad;
-	na = (size_t)((ta ? t->k : t->m) * d.lda);
-	nb = (size_t)((tb ? t->n : t->k) * d.ldb);
-	d.nc = (size_t)(t->m * d.ldc);
-	d.a = arena_alloc(mem, na * dsize(t->at));
-	d.b = arena_alloc(mem, nb * dsize(t->at));
+	*s = (GemmShape){ta, tb, t->acc, t->beta != 0, fp8 && t->alpha != 0, t->at,
+	                 fp8 && t->alpha != 0 ? DT_E5M2 : t->at, t->ct, t->m, t->n, t->k,
+	                 (ta ? t->m : t->k) + t->pad, (tb ? t->k : t->n) + t->pad, t->n + t->pad,
+	                 t->beta != 0 ? t->n + 2 * t->pad : 0, batch, 0, 0, 0,
+	                 t->alpha != 0 ? t->alpha : 1, t->beta};
+	s->sa = (ta ? t->k : t->m) * s->lda + t->pad;
+	s->sb = (tb ? t->n : t->k) * s->ldb + t->pad;
+	/* of C and D */
+	s->sc = t->m * (t->n + 2 * t->pad);
+	sd = t->m * s->ldd;
+	d.nc = (size_t)(batch * s->sc);
+	d.a = arena_alloc(mem, (size_t)(batch * s->sa) * dsize(t->at));
+	d.b = arena_alloc(mem, (size_t)(batch * s->sb) * dsize(s->bt));
 	d.c = arena_alloc(mem, d.nc * dsize(t->ct));
 	d.c0 = arena_alloc(mem, d.nc * dsize(t->ct));
-	fill(d.a, t->at, na, 1);
-	fill(d.b, t->at, nb, 2);
+	d.d = arena_alloc(mem, (size_t)(batch * s->sc + sd) * dsize(t->ct));
+	fill(d.a, t->at, (size_t)(batch * s->sa), 1);
+	fill(d.b, s->bt, (size_t)(batch * s->sb), 2);
 	fill(d.c0, t->ct, d.nc, 3);
+	fill(d.d, t->ct, (size_t)(batch * s->sc + sd), 4);
 	return d;
 }
 
+static const float memory_scale = 0.37f;
+
 static void
-gemm_case(Gemm *g, const Case *t, const Operands *d)
+gemm_case(Gemm *g, const Operands *d)
 {
-	gemm_run(g, t->xy[0] == 't', t->xy[1] == 't', t->acc, t->m, t->n, t->k,
-	         d->a, t->at, d->lda, d->b, t->at, d->ldb, d->c, t->ct, d->ldc);
+	gemm_run(g, &d->s, d->a, d->b, d->c, d->s.add ? d->d : NULL, d->s.scaled ? memory_scale : 1);
 }
 
 static double
-dot(const Case *t, const Operands *d, long i, long j, double *mag)
+dot(const Operands *d, long w, long i, long j, double *mag)
 {
-	bool ta = t->xy[0] == 't', tb = t->xy[1] == 't';
+	const GemmShape *s = &d->s;
 	double sum = 0, x;
 	long l;
 
 	*mag = 0;
-	for (l = 0; l < t->k; l++) {
-		x = get(d->a, t->at, ta ? l * d->lda + i : i * d->lda + l) *
-		    get(d->b, t->at, tb ? j * d->ldb + l : l * d->ldb + j);
+	for (l = 0; l < s->k; l++) {
+		x = get(d->a, s->at, w * s->sa + (s->ta ? l * s->lda + i : i * s->lda + l)) *
+		    get(d->b, s->bt, w * s->sb + (s->tb ? j * s->ldb + l : l * s->ldb + j));
 		sum += x;
 		*mag += fabs(x);
 	}
@@ -230,25 +255,31 @@ dot(const Case *t, const Operands *d, long i, long j, double *mag)
 }
 
 /* |error| <= k 2^-24 sum|a b| for any order of fp32 additions (Higham 3.5),
- * plus one rounding of the result: 2^-24, or 2^-9 for a bf16 C.  bf16 dot
- * products add pairs with flushed denormals: covered, the data has none. */
+ * plus one rounding of the result: 2^-24, or 2^-8 for a bf16 C.  bf16 dot
+ * products add pairs with flushed denormals: covered, the data has none.
+ * alpha and the addend are two more operations in fp32. */
 static double
-worst_ratio(const Case *t, const Operands *d)
+worst_ratio(const Operands *d)
 {
-	double worst = 0, want, got, mag, tol;
-	long i, j, step = t->m * t->n * t->k > 20000000 ? 37 : 1, at;
+	const GemmShape *s = &d->s;
+	double worst = 0, want, got, mag, tol, had = 0, alpha;
+	long i, j, w, step = s->batch * s->m * s->n * s->k > 20000000 ? 37 : 1, at;
 
-	for (at = 0; at < t->m * t->n; at += step) {
-		i = at / t->n;
-		j = at % t->n;
-		want = dot(t, d, i, j, &mag);
-		if (t->acc) {
-			want += get(d->c0, t->ct, i * d->ldc + j);
-			mag += fabs(get(d->c0, t->ct, i * d->ldc + j));
-		}
-		got = get(d->c, t->ct, i * d->ldc + j);
-		tol = (double)(t->k + 1) * 0x1p-24 * mag +
-		      fabs(want) * (t->ct == DT_BF16 ? 0x1p-8 : 0x1p-23) +
+	for (at = 0; at < s->batch * s->m * s->n; at += step) {
+		w = at / s->n / s->m;
+		i = at / s->n % s->m;
+		j = at % s->n;
+		alpha = (double)s->alpha * (s->scaled ? (double)memory_scale : 1);
+		want = alpha * dot(d, w, i, j, &mag);
+		if (s->acc)
+			had = get(d->c0, s->ct, w * s->sc + i * s->ldc + j);
+		else if (s->add)
+			had = s->beta * get(d->d, s->ct, w * s->sc + i * s->ldd + j);
+		want += had;
+		mag = fabs(alpha) * mag + fabs(had);
+		got = get(d->c, s->ct, w * s->sc + i * s->ldc + j);
+		tol = (double)(s->k + 3) * 0x1p-24 * mag +
+		      fabs(want) * (s->ct == DT_BF16 ? 0x1p-8 : 0x1p-23) +
 		      1e-30;
 		if (!(fabs(got - want) / tol <= worst))
 			worst = fabs(got - want) / tol;
@@ -256,18 +287,21 @@ worst_ratio(const Case *t, const Operands *d)
 	return worst;
 }
 
-/* what lies between rows of C stays as it was */
+/* what lies between rows of C, and between its matrices, stays as it was */
 static bool
-gaps_kept(const Case *t, const Operands *d)
+gaps_kept(const Operands *d)
 {
 	const char *c = d->c, *c0 = d->c0;
-	size_t e = dsize(t->ct), gap = (size_t)t->pad * e;
-	long i;
+	const GemmShape *s = &d->s;
+	size_t e = dsize(s->ct);
+	long i, in;
 
-	for (i = 0; i < t->m; i++)
-		if (memcmp(c + (size_t)(i * d->ldc + t->n) * e,
-		           c0 + (size_t)(i * d->ldc + t->n) * e, gap) != 0)
+	for (i = 0; i < (long)d->nc; i++) {
+		in = i % s->sc;
+		if ((in / s->ldc >= s->m || in % s->ldc >= s->n) &&
+		    memcmp(c + (size_t)i * e, c0 + (size_t)i * e, e) != 0)
 			return false;
+	}
 	return true;
 }
 
@@ -284,19 +318,20 @@ test_gemm_case(Gemm *const g[3], const Case *t, const char *tag)
 
 	for (i = 0; i < 3; i++) {
 		memcpy(d.c, d.c0, nbytes);
-		gemm_case(g[i], t, &d);
+		gemm_case(g[i], &d);
 		if (i == 0) {
 			memcpy(first, d.c, nbytes);
-			w = worst_ratio(t, &d);
+			w = worst_ratio(&d);
 			worst = w > worst || isnan(w) ? w : worst;
 		}
 		same &= memcmp(first, d.c, nbytes) == 0;
-		gaps &= gaps_kept(t, &d);
+		gaps &= gaps_kept(&d);
 	}
 	verdict(same && gaps && worst <= 1,
-	        "gemm%s_%s%s_%ldx%ldx%ld_pad%ld_%s_%s%s%s%s error/bound %.3f",
-	        tag, t->xy, t->acc ? "_acc" : "", t->m, t->n, t->k, t->pad,
-	        t->at == DT_BF16 ? "bf16" : "f32",
+	        "gemm%s_%s%s_batch%ld_alpha%g_beta%g_%ldx%ldx%ld_pad%ld_%s_%s%s%s%s error/bound %.3f",
+	        tag, t->xy, t->acc ? "_acc" : "", d.s.batch, (double)d.s.alpha,
+	        (double)d.s.beta, t->m, t->n, t->k, t->pad,
+	        dtype_name(t->at),
 	        t->ct == DT_BF16 ? "bf16" : "f32",
 	        same ? "" : " THREADS DIFFER", gaps ? "" : " GAP WRITTEN",
 	        worst <= 1 ? "" : " WRONG", worst);
@@ -316,6 +351,51 @@ count_tasks(void)
 		n += e->d_name[0] != '.';
 	closedir(dir);
 	return n;
+}
+
+/* Operands of one byte, in every form: products without a factor, and products with one
+ * that is in part in memory. */
+static void
+test_gemm_fp8(Gemm *const g[3], const char *tag)
+{
+	static const char *const xy[] = {"nn", "nt", "tn", "tt"};
+	static const long size[][4] = {{1, 1, 1, 0}, {16, 48, 80, 16}, {70, 50, 2100, 3}, {300, 1100, 64, 0}};
+	size_t i, k;
+	int form;
+
+	for (i = 0; i < sizeof size / sizeof *size; i++)
+		for (k = 0; k < 4; k++)
+			for (form = 0; form < 4; form++) {
+				const Case t = {xy[k], form == 3, size[i][0], size[i][1], size[i][2], DT_E4M3,
+				                form % 2 ? DT_F32 : DT_BF16, size[i][3], 0, form / 2 ? -0.21f : 0, 0};
+
+				test_gemm_case(g, &t, tag);
+			}
+}
+
+/* batches, a factor, an addend: alone and together */
+static void
+test_gemm_options(Gemm *const g[3], const char *tag)
+{
+	static const char *const xy[] = {"nn", "nt", "tn", "tt"};
+	static const long size[][5] = {
+		{1, 1, 1, 0, 3}, {17, 33, 129, 3, 5}, {70, 48, 2100, 0, 1}, {300, 1100, 70, 1, 2},
+		{96, 96, 96, 0, 7}
+	};
+	static const float factor[][2] = {{1, 0}, {-2.5f, 0}, {1, 0.75f}, {0.3f, -4}};
+	Case t;
+	int i, k, x, y, f;
+
+	for (i = 0; i < 5; i++)
+		for (k = 0; k < 4; k++)
+			for (x = 0; x < 4; x++)
+				for (f = 0; f < 4; f++)
+					for (y = 0; y <= (x % 2 == 0 && f < 2); y++) {
+						t = (Case){xy[k], y, size[i][0], size[i][1], size[i][2],
+						           x / 2 ? DT_BF16 : DT_F32, x % 2 ? DT_BF16 : DT_F32,
+						           size[i][3], size[i][4], factor[f][0], factor[f][1]};
+						test_gemm_case(g, &t, tag);
+					}
 }
 
 /* tasks: how many there are without pools (a sanitizer has its own) */
@@ -345,9 +425,11 @@ test_gemm(const char *tag, int tasks)
 					           size[i][1], size[i][2],
 					           x ? DT_BF16 : DT_F32,
 					           y == 2 ? DT_BF16 : DT_F32,
-					           size[i][3]};
+					           size[i][3], 0, 0, 0};
 					test_gemm_case(g, &t, tag);
 				}
+	test_gemm_options(g, tag);
+	test_gemm_fp8(g, tag);
 	/* 1 of p[1], 2 of p[2] */
 	verdict(count_tasks() == tasks + 3,
 	        "gemm%s_no_threads_of_openmp: %d tasks", tag, count_tasks());
@@ -656,6 +738,11 @@ write_manifest(Arena *mem, const char *from, const char *to)
 	buf_free(&b);
 }
 
+#define FP8_FROM \
+	"gemm nt 8 8 8 acc 0 a weights+0 bf16 8 b weights+0 bf16 8 c acts+512 f32 8"
+#define FP8_A(type) " a acts+0 " type " 16"
+#define FP8_B(type, ld) " b acts+1024 " type " " #ld " c acts+2048 f32 16"
+
 static void
 test_manifest_damage(Arena *mem)
 {
@@ -711,6 +798,23 @@ test_manifest_damage(Arena *mem)
 		{"gemm_ld", "bf16 8 b", "bf16 7 b", "leading dimension"},
 		{"gemm_types", "a weights+0 bf16", "a acts+0 f32", "both"},
 		{"gemm_overflow", "bf16 8 b", "bf16 1099511627776 b", "beyond"},
+		{"gemm_batch_beyond", "acc 0 a", "acc 0 batch 64 64 0 64 a", "beyond"},
+		{"gemm_batch_overlap", "acc 0 a", "acc 0 batch 2 0 0 63 a", "batch overlap"},
+		{"gemm_batch_overflow", "acc 0 a", "acc 0 batch 1048576 1099511627776 0 64 a", "too much"},
+		{"gemm_fp8_form", FP8_FROM, "gemm nn 16 16 16 acc 0" FP8_A("f8e4m3") FP8_B("f8e4m3", 16), "lie along k"},
+		{"gemm_fp8_twice_e5m2", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("f8e5m2") FP8_B("f8e5m2", 16), "f8e5m2 by f8e5m2"},
+		{"gemm_fp8_and_bf16", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("bf16") FP8_B("f8e5m2", 16), "both FP8"},
+		{"gemm_fp8_size", FP8_FROM, "gemm nt 16 16 8 acc 0" FP8_A("f8e4m3") FP8_B("f8e5m2", 16), "no multiple of 16"},
+		{"gemm_fp8_stride", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("f8e4m3") FP8_B("f8e5m2", 24), "no multiple of 16"},
+		{"gemm_fp8_batch", FP8_FROM, "gemm nt 16 16 16 acc 0 batch 2 256 256 256" FP8_A("f8e4m3") FP8_B("f8e5m2", 16),
+		 "batch or an addend"},
+		{"gemm_scale_of_bf16", "acc 0 a", "acc 0 scale sched+8 a", "not FP8"},
+		{"gemm_scale_beyond", "acc 0 a", "acc 0 scale sched+48 a", "beyond"},
+		{"gemm_alpha_word", "acc 0 a", "acc 0 alpha x a", "not a number"},
+		{"gemm_add_type", "acc 0 a", "acc 0 add acts+0 bf16 8 1 a", "type of c"},
+		{"gemm_add_acc", "acc 0 a", "acc 1 add acts+0 f32 8 1 a", "acc is 0"},
+		{"gemm_add_overlap", "acc 0 a", "acc 0 add acts+640 f32 8 1 a", "addend overlaps"},
+		{"gemm_add_ld", "acc 0 a", "acc 0 add acts+0 f32 7 1 a", "leading dimension"},
 		{"copy_overlap", "copy acts+1024 acts+512", "copy acts+600 "
 		 "acts+512", "overlap"},
 		{"copy_too_long", "256 @ head", "9999 @ head", "beyond"},
@@ -1154,9 +1258,9 @@ whole_make(const Case *t, const Operands *d, int threads)
 		p_dnnl_engine_create(&engine, dnnl_cpu, 0);
 		p_dnnl_stream_create(&stream, engine, 1);
 	}
-	whole_desc(so, &m[0], t->m, t->k, d->lda, t->xy[0] == 't', t->at);
-	whole_desc(so, &m[1], t->k, t->n, d->ldb, t->xy[1] == 't', t->at);
-	whole_desc(so, &m[2], t->m, t->n, d->ldc, false, t->ct);
+	whole_desc(so, &m[0], t->m, t->k, d->s.lda, t->xy[0] == 't', t->at);
+	whole_desc(so, &m[1], t->k, t->n, d->s.ldb, t->xy[1] == 't', t->at);
+	whole_desc(so, &m[2], t->m, t->n, d->s.ldc, false, t->ct);
 	p_dnnl_matmul_desc_init(&desc, &m[0], &m[1], NULL, &m[2]);
 	p_dnnl_primitive_attr_create(&attr);
 	p_dnnl_post_ops_create(&ops);
@@ -1181,7 +1285,7 @@ bench_ours(Gemm *g, const Case *t, const Operands *d)
 
 	for (i = 0; i < 12; i++) {
 		s = seconds();
-		gemm_case(g, t, d);
+		gemm_case(g, d);
 		s = seconds() - s;
 		best = s < best ? s : best;
 	}
@@ -1213,7 +1317,7 @@ bench_case(Gemm *g, const Case *t, int threads)
 	Whole w, w1;
 	int i;
 
-	gemm_case(g, t, &d);
+	gemm_case(g, &d);
 	w1 = whole_make(t, &d, 1);
 	w = whole_make(t, &d, threads);
 	for (i = 0; i < 8; i++) {
@@ -1259,18 +1363,18 @@ gemm_bench(void)
 	for (x = 0; x < 2; x++) {
 		Dtype dt = x ? DT_BF16 : DT_F32;
 
-		t = (Case){"nn", false, 2048, 2048, 2048, dt, DT_F32, 0};
+		t = (Case){"nn", false, 2048, 2048, 2048, dt, DT_F32, 0, 0, 0, 0};
 		bench_case(g, &t, th);
 		for (i = 0; i < 6; i++) {
 			t = (Case){"nt", false, fwd[i][0], fwd[i][1], fwd[i][2],
-			           dt, dt, 0};
+			           dt, dt, 0, 0, 0, 0};
 			bench_case(g, &t, th);
 			t.xy = "nn";
 			bench_case(g, &t, th);
 		}
 		for (i = 0; i < 7; i++) {
 			t = (Case){"tn", true, wgrad[i][0], wgrad[i][1], 4096,
-			           dt, DT_F32, 0};
+			           dt, DT_F32, 0, 0, 0, 0};
 			bench_case(g, &t, th);
 		}
 	}

@@ -399,6 +399,59 @@ fp8(void)
 	u.a = layout(&t.lt, CUDA_R_8F_E4M3, 24, 64, 32);
 	u.b = layout(&t.lt, CUDA_R_8F_E4M3, 24, 48, 32);
 	want_refused(&u, CUBLAS_STATUS_NOT_SUPPORTED, "no multiple of 16");
+	u = t;
+	u.a = layout(&t.lt, CUDA_R_16BF, 32, 64, 32);
+	want_refused(&u, CUBLAS_STATUS_NOT_SUPPORTED, "FP8 with another type");
+	u = t;
+	WANT(t.lt.cublasLtMatmulDescCreate(&u.desc, CUBLAS_COMPUTE_32F_FAST_TF32, CUDA_R_32F), 0);
+	set_op(&u, CUBLASLT_MATMUL_DESC_TRANSA, 1);
+	want_refused(&u, CUBLAS_STATUS_NOT_SUPPORTED, "other than 32F");
+}
+
+/* a factor in device memory, read when the product runs; an addend is not multiplied by it */
+static void
+fp8_scale(void)
+{
+	Site t = site_of(64, 48, 32, true, false, CUDA_R_8F_E4M3, CUDA_R_32F);
+	const void *scale = (const void *)(uintptr_t)t.workspace, *host = &t;
+	cublasLtMatmulHeuristicResult_t r[Most];
+	float alpha = 2, beta = 1, *c;
+	int n;
+
+	t.b = layout(&t.lt, CUDA_R_8F_E5M2, 32, 48, 32);
+	WANT(t.d.cuMemsetD8Async(t.pa, 0x38, 64 * 32, t.s), 0);        /* 1 */
+	WANT(t.d.cuMemsetD8Async(t.pb, 0xbe, 48 * 32, t.s), 0);        /* -1.5 */
+	WANT(t.d.cuMemsetD32Async(t.pc, 0x40400000, 64 * 48, t.s), 0); /* 3 */
+	WANT(t.lt.cublasLtMatmulDescSetAttribute(t.desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &host, sizeof host), 0);
+	WANT(t.lt.cublasLtMatmulAlgoGetHeuristic(t.h, t.desc, t.a, t.b, t.c, t.c, t.pref, Most, r, &n), 0);
+	EXPECT(t.lt.cublasLtMatmul(t.h, t.desc, &alpha, (void *)(uintptr_t)t.pa, t.a, (void *)(uintptr_t)t.pb, t.b, &beta,
+	                           (void *)(uintptr_t)t.pc, t.c, (void *)(uintptr_t)t.pc, t.c, NULL, NULL, 0, t.s) ==
+	       CUBLAS_STATUS_INVALID_VALUE, "a scale on the host");
+	want_note("a scale is not device memory");
+	WANT(t.lt.cublasLtMatmulDescSetAttribute(t.desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &scale, sizeof scale), 0);
+	WANT(t.d.cuMemsetD32Async(t.workspace, 0x3e800000, 1, t.s), 0);        /* 0.25 */
+	WANT((int)t.lt.cublasLtMatmul(t.h, t.desc, &alpha, (void *)(uintptr_t)t.pa, t.a, (void *)(uintptr_t)t.pb, t.b, &beta,
+	                              (void *)(uintptr_t)t.pc, t.c, (void *)(uintptr_t)t.pc, t.c, NULL, NULL, 0, t.s), 0);
+	c = fetch(&t, CUDA_R_32F);
+	EXPECT(c[0] == 3 - 24 && c[64 * 48 - 1] == 3 - 24, "%g", (double)c[0]);
+	free(c);
+}
+
+static void
+fp8_alignment(void)
+{
+	Site t = site_of(64, 48, 32, true, false, CUDA_R_8F_E4M3, CUDA_R_32F);
+
+	t.pa += 8;
+	EXPECT(usual_multiply(&t) != 0, "an operand at 8 bytes");
+}
+
+static void
+fp8_before_ada(void)
+{
+	Site t = site_of(64, 48, 32, true, false, CUDA_R_8F_E4M3, CUDA_R_16BF);
+
+	want_refused(&t, CUBLAS_STATUS_NOT_SUPPORTED, "8.9");
 }
 
 static void
@@ -420,6 +473,55 @@ batches(void)
 	WANT(usual_multiply(&t), 0);
 	c = fetch(&t, CUDA_R_32F);
 	EXPECT(c[0] == 64 && c[2 * 64 * 48 - 1] == 64 && isnan(c[2 * 64 * 48]), "%g", (double)c[0]);
+}
+
+/* D = alpha A B + beta C of three matrices, C elsewhere than D */
+static void
+batch_with_addend(void)
+{
+	Site t = site_of(16, 24, 32, true, false, CUDA_R_16BF, CUDA_R_16BF);
+	cublasLtMatrixLayout_t all[4] = { t.a, t.b, t.c, layout(&t.lt, CUDA_R_16BF, 16, 24, 32) };
+	static const int64_t stride[4] = { 32 * 16, 0, 16 * 24 + 8, 32 * 24 };
+	float *a = host_values(&t, t.pa, CUDA_R_16BF, 1), *b = host_values(&t, t.pb, CUDA_R_16BF, 2);
+	float *c = host_values(&t, t.workspace, CUDA_R_16BF, 3), *d, alpha = -0.5f, beta = 3;
+	cublasLtMatmulHeuristicResult_t r[Most];
+	int n;
+
+	for (int i = 0; i < 4; i++) {
+		set_layout(&t, all[i], CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, 3, 4);
+		set_layout(&t, all[i], CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, stride[i], 8);
+	}
+	set_pref(&t, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, 0, 8);
+	WANT(t.lt.cublasLtMatmulAlgoGetHeuristic(t.h, t.desc, t.a, t.b, all[3], t.c, t.pref, Most, r, &n), 0);
+	for (int g = 0; g < n; g++) {
+		int status = (int)t.lt.cublasLtMatmul(t.h, t.desc, &alpha, (void *)(uintptr_t)t.pa, t.a,
+		        (void *)(uintptr_t)t.pb, t.b, &beta, (void *)(uintptr_t)t.workspace, all[3],
+		        (void *)(uintptr_t)t.pc, t.c, &r[g].algo, NULL, 0, t.s);
+
+		/* the first algorithm was promised 256 bytes: the stride of D has not so many */
+		if (g == 0) {
+			EXPECT(status == CUBLAS_STATUS_INVALID_VALUE, "%d", status);
+			want_note("less aligned");
+			continue;
+		}
+		WANT(status, 0);
+		d = fetch(&t, CUDA_R_16BF);
+		for (int w = 0; w < 3; w++)
+			for (int i = 0; i < 16 * 24; i++) {
+				double s = 0, had = 3 * c[w * stride[3] + i / 16 * 32 + i % 16];
+
+				for (int k = 0; k < 32; k++)
+					s += a[w * stride[0] + i % 16 * 32 + k] * b[i / 16 * 32 + k];
+				s = had - 0.5 * s;
+				EXPECT(fabs(s - d[w * stride[2] + i]) <= fabs(s) * 0x1p-8 + 1e-5,
+				       "algorithm %d: matrix %d, %d: %g, not %g", g, w, i,
+				       (double)d[w * stride[2] + i], s);
+			}
+		free(d);
+	}
+	free(a);
+	free(b);
+	free(c);
 }
 
 /* ---- algorithms ---- */
@@ -647,7 +749,11 @@ main(void)
 	run_case("types-and-shapes", "", types_and_shapes);
 	run_case("operations", "", operations);
 	run_case("fp8", "", fp8);
+	run_case("fp8_scale", "", fp8_scale);
+	run_case("fp8_alignment", "", fp8_alignment);
+	run_case("fp8_before_ada", "cc=8.0", fp8_before_ada);
 	run_case("batches", "", batches);
+	run_case("batch-with-addend", "", batch_with_addend);
 	run_case("heuristics", "", heuristics);
 	run_case("algorithm-of-other-types", "", algorithm_of_other_types);
 	run_case("chosen-no-algorithm", "no_algo", chosen_heuristics);

@@ -316,6 +316,11 @@ static const struct { const char *name, *yaml; } spec_text[] = {
 	  "reads: {cached: {from: {sublayer: 1}, sublayers: [2, 4, 6]}}, "
 	  "backouts: {b: {from: {sublayer: 1}, gate: 0.5}}}\n"
 	  TRAIN(24, 12) },
+	{ "several-targets",
+	  MODEL(2, "softcap: {kind: sigmoid, cap: 9, shift: 1, temperature: 3}")
+	  "hc: {lanes: 2, post: {learned: true}}\n"
+	  "train: {tokens_per_step: 24, seq_len: 6, stages: {a: {targets: [1, 0.5, 0.25, 2]}}}\n"
+	  "numerics: {storage: f32, gemm: f32}\n" },
 	{ "detached-bigram",
 	  MODEL(2, "")
 	  "hc: {lanes: 2, sources: {e: {kind: bigram, rows: 11, table_std: 1, init: 0.3, detach: true}}}\n"
@@ -401,7 +406,7 @@ bigram(const Model *m, const int32_t *tok, long T, const Source *s)
 static inline Inputs
 inputs_random(const Model *m, long T)
 {
-	Inputs in = { .T = T, .scale = 1. / (double)T };
+	Inputs in = { .T = T, .scale = 1. / (double)T, .weight = m->stage[m->planned].target };
 	int32_t *tok = NEWN(mem, int32_t, T), *tgt = NEWN(mem, int32_t, T);
 	int32_t *doc = NEWN(mem, int32_t, T);
 	const Source *s;

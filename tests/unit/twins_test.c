@@ -226,6 +226,39 @@ want_pack(const Intrinsic *t, const uint32_t *in, uint32_t *out)
 		out[i] = nearest_bf16(bits_float(in[2 * i])) | nearest_bf16(bits_float(in[2 * i + 1])) << 16;
 }
 
+/* the finite number of all that is nearest to x; of two the even one */
+static uint32_t
+nearest_fp8(float x, int nexp)
+{
+	int most = nexp == 4 ? 0x7e : 0x7b, code, best = 0;
+	double off, least = HUGE_VAL;
+
+	if (isnan(x))
+		return 0x7f;
+	for (code = 0; code <= most; code++) {
+		off = fabs((double)fminf(fabsf(x), 1e6f) - fp8_value(code, nexp));
+		if (off < least || (off == least && code % 2 == 0)) {
+			least = off;
+			best = code;
+		}
+	}
+	return (uint32_t)best | (signbit(x) ? 0x80u : 0);
+}
+
+static void
+want_pack_fp8(const Intrinsic *t, const uint32_t *in, uint32_t *out)
+{
+	float lo, hi;
+	long i;
+
+	for (i = 0; i < t->n; i++) {
+		lo = bits_float(in[2 * i]);
+		hi = bits_float(in[2 * i + 1]);
+		out[2 * i] = out[2 * i + 1] = nearest_fp8(lo, 4) | nearest_fp8(hi, 4) << 8 |
+		                              nearest_fp8(lo, 5) << 16 | nearest_fp8(hi, 5) << 24;
+	}
+}
+
 static float
 flushed(float x)
 {
@@ -362,6 +395,7 @@ static const struct {
 	{ "mma", want_mma }, { "ldmatrix_x4", want_ldmatrix }, { "ldmatrix_x4_trans", want_ldmatrix },
 	{ "ldmatrix_x2", want_ldmatrix }, { "ldmatrix_x2_trans", want_ldmatrix },
 	{ "matmul", want_matmul }, { "cp_async", want_cp_async }, { "pack_bf16x2", want_pack },
+	{ "pack_fp8", want_pack_fp8 },
 	{ "exp2_approx", want_exp2 }, { "log2_approx", want_log2 }, { "stream", want_stream },
 	{ "dynamic_smem", want_dynamic_smem }, { "shuffle", want_shuffle },
 	{ "shuffle_double", want_shuffle_double }, { "vote", want_vote }, { "warp_max", want_warp_max },

@@ -568,6 +568,9 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 	case STEP_TAIL:
 		tail(&x);
 		return;
+	case STEP_ZERO:
+	case STEP_COPY:
+		break;          /* of the update program alone */
 	case STEP_TEMPLATE:
 		for (i = 0; i < sizeof tmpl / sizeof *tmpl; i++)
 			if (strcmp(tmpl[i].name, s->name) == 0) {
@@ -597,8 +600,8 @@ cell(Memory *m, const Opd *o, long i)
 	for (j = 0; j < model->nparam; j++) {
 		w = &model->param[j];
 		if (o->id == A_WEIGHTS && w->woff >= 0 && off >= (size_t)w->woff &&
-		    off < (size_t)w->woff + (size_t)w->n * 2)
-			return (double *)m->I->in->param[j] + (off - (size_t)w->woff) / 2;
+		    off < (size_t)w->woff + (size_t)(w->n * dt_size(o->dt)))
+			return (double *)m->I->in->param[j] + (off - (size_t)w->woff) / (size_t)dt_size(o->dt);
 		if (o->id != A_WEIGHTS && off >= w->off && off < w->off + (size_t)w->n * 4)
 			return (o->id == A_GRADS ? m->I->grad[j] :
 			        (double *)m->I->in->param[j]) + (off - w->off) / 4;

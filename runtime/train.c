@@ -92,6 +92,20 @@ run_sched(const Run *r, long t)
 	return warm * cooldown_factor(r, t);
 }
 
+/* docs/spec.md, Optimizers */
+double
+run_momentum(const Run *r, long t)
+{
+	double b = r->momentum_start, w = r->momentum;
+	long end = r->momentum_steps - r->momentum_cooldown;
+
+	if (t < r->momentum_warmup)
+		return b + (w - b) * (double)t / (double)r->momentum_warmup;
+	if (t > end)
+		return w - (w - b) * (double)(t - end) / (double)r->momentum_cooldown;
+	return w;
+}
+
 /* -- one step -- */
 
 static void
@@ -120,10 +134,12 @@ step_run(Train *t)
 	sched[0] = (float)factor;
 	sched[1] = (float)(t->step + 1);
 	sched[2] = (float)(1.0 / (double)all);
+	sched[5] = (float)run_momentum(r, t->step);
 	result[0] = 0;
 	run_put(r, AR_SCHED, 0, 3 * sizeof *sched);
+	run_put(r, AR_SCHED, 5 * sizeof *sched, sizeof *sched);
 	run_put(r, AR_RESULT, 0, sizeof *result);
-	run_zero(r, AR_GRADS);
+	r->t = t->step;
 	for (i = 0; i < r->micro; i++)
 		batch_run(t, t->data, PROG_TRAIN);
 	run_program(r, PROG_UPDATE);

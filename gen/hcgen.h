@@ -3,6 +3,7 @@
  *   spec.c      text   -> Spec      (spec.h)
  *   model.c     Spec   -> Model     every dimension a number, every parameter named (model_hc.c: lanes)
  *   stages.c                        which steps run on how many tokens, in which windows
+ *   optim.c                         what makes each parameter of its gradients
  *   graph.c     Model  -> Graph     forward pass as SSA: row algebra and heavy ops
  *   scales.c    Graph  -> Graph     learned factors of products in their matrices
  *   grad.c      Graph  -> Graph     reverse mode appended
@@ -32,11 +33,19 @@ typedef struct {
 	int ndim, dim[3];
 	long n;
 	Role role;
-	double std;             /* normal; 0 with values NULL: zeros */
+	double std;             /* normal or uniform; 0 with values NULL: zeros */
+	bool uniform;
+	int like;               /* initial values are those of this parameter; -1: its own */
 	double *values;         /* n numbers, instead */
-	double lr_mul, betas[2], eps, weight_decay;
-	size_t off;             /* bytes, in params, grads, moment1, moment2 */
-	long woff;              /* bytes, in weights; -1: no bf16 copy */
+	OptKind kind;
+	int every;
+	double lr, lr_mul, betas[2], eps, weight_decay;
+	/* BF16: its numbers are bf16's  UPPER: initial ones are; products see the upper
+	 * half of the 32 bits that it keeps */
+	enum { HELD_F32, HELD_BF16, HELD_UPPER } held;
+	size_t off;             /* bytes, in params, grads, moment1 */
+	size_t off2;            /* in moment2, where NorMuon has a number per row */
+	long woff;              /* bytes, in weights; -1: no copy */
 } Param;
 
 /* a coefficient: an element of a parameter, or a number */
@@ -107,7 +116,8 @@ typedef struct {
 	Ref init_term[MaxSources][MaxLanes];    /* lane-init coefficients; num 0: none */
 	int table[MaxSources];  /* bigram table parameter or -1 */
 	int gate[2][MaxSkips], gate_w[2][MaxSkips];     /* skips, backouts */
-	size_t params_nbytes, weights_nbytes;
+	int untie_last;         /* step of the last update of embed and head as one; -1: never one */
+	size_t params_nbytes, weights_nbytes, moment2_nbytes;
 	char hash[65];          /* of the canonical spec */
 } Model;
 
@@ -130,6 +140,11 @@ Model *model_eval(Arena *a, const Model *m, int i);
 Model *model_logits(Arena *a, const Model *m);
 /* The planned stage alone, on at least `rows` rows in sequences of at most `seq`. */
 Model *model_reduced(Arena *a, const Model *m, long rows, long seq);
+
+/* optim.c */
+
+/* part of model_build: requires parameters.  provides: their optimizer settings and places */
+void model_optim(Arena *a, Diag *d, Model *m);
 
 /* graph.c, grad.c, simplify.c */
 
@@ -338,7 +353,14 @@ typedef struct {
 	int nsum, sum0;                 /* its scalar sums are partials sum0 … */
 } RowKernel;
 
-typedef enum { STEP_ROW, STEP_TEMPLATE, STEP_GEMM, STEP_TAIL } StepKind;
+/* matrices of one shape that NorMuon updates together, each where its parameter lies */
+typedef struct {
+	long rows, cols;
+	int every, n;
+	struct { int param; long row; } *matrix;        /* from this row of it */
+} Bank;
+
+typedef enum { STEP_ROW, STEP_TEMPLATE, STEP_GEMM, STEP_TAIL, STEP_ZERO, STEP_COPY } StepKind;
 
 typedef struct {
 	StepKind kind;
@@ -360,7 +382,14 @@ typedef struct {
 	double alpha, beta;     /* GEMM: C = alpha A B + beta D; alpha 0: 1 */
 	bool scaled;            /* GEMM: alpha is multiplied by the f32 at scale */
 	Opd scale;
-	long m, n, k;           /* TAIL: gradients m … n-1, as tail_first counts them */
+	long m, n, k;           /* TAIL: gradients m … n-1, as tail_first counts them
+	                         * ZERO, COPY: m bytes of opd[0], from opd[1] */
+	const Bank *bank;       /* of NorMuon's templates */
+	bool tied, held;        /* of the Adams: one update of embed and head; of bf16 numbers */
+	/* of the update program: the steps t with (t + 1) % every == 0, from <= t < to; every
+	 * 0: all of them; to -1: no end */
+	int every;
+	long from, to;
 	int val;                /* heavy op it carries out, or -1 */
 } Step;
 
@@ -396,8 +425,8 @@ enum { RowBlocks = 64, CudaParts = 1056 };
 /* requires: simplified graph.  provides: steps cover what the results need;
  * every step states bytes and flops.  breaks: buffers have no place yet */
 Plan *fuse(Arena *a, const Graph *g, int target);
-Plan *plan_update(Arena *a, const Model *m, int target);
 void plan_verify(const Plan *p);
+bool has_text(const Step *s);           /* it is a launch of an emitted text */
 void plan_print(const Plan *p, FILE *f);
 /* operand constructors, shared with emit.c */
 Opd opd_buf(int buf, Dt dt, long ld);
@@ -416,6 +445,14 @@ bool has_scalars(const Graph *g, int p);
 typedef struct { struct Fp8Scale { double scale; float by; } x, w, grad; } Fp8;
 Fp8 fp8_scales(const Spec *s);
 bool head_is_fp8(const Graph *g);       /* of a train program alone */
+/* update.c: the update program */
+Plan *plan_update(Arena *a, const Model *m, int target);
+bool has_normuon(const Model *m);
+/* the matrices of a template of NorMuon as literals, one a line */
+void bank_text(const Model *m, const Step *s, Buf *o);
+long bank_chunk(const Step *s);         /* elements that an item of its launch takes */
+/* flops of the iteration's products of all banks, and with two halves of symmetric ones formed once */
+void polar_flops(const Plan *p, double *all, double *symmetric);
 
 /* mem.c: offsets in acts by lifetime, 256-byte aligned; sets acts_nbytes */
 void mem_place(Plan *p);

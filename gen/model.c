@@ -1,6 +1,6 @@
 /* Spec -> Model: every dimension a number, every coefficient a parameter
  * element or a constant, every parameter named, shaped, initialised and given
- * its optimizer settings.
+ * its optimizer settings (optim.c).
  *
  * After this stage there are no user errors: what only holds between several
  * keys (divisibility, lanes that exist, sublayers in order) is checked here
@@ -24,24 +24,6 @@ round_bf16(double x)
 	u &= 0xffff0000;
 	memcpy(&f, &u, sizeof f);
 	return f;
-}
-
-static bool
-glob_match(const char *p, const char *s)
-{
-	for (; *p; p++, s++) {
-		if (*p == '*') {
-			for (;; s++) {
-				if (glob_match(p + 1, s))
-					return true;
-				if (!*s)
-					return false;
-			}
-		}
-		if (!*s || (*p != '?' && *p != *s))
-			return false;
-	}
-	return !*s;
 }
 
 /* selections */
@@ -115,7 +97,7 @@ param_new(Ctx *c, const char *name, Role role, int ndim, int d0, int d1, int d2)
 	p->eps = s->eps;
 	p->weight_decay = role == ROLE_MATRIX || role == ROLE_TABLE ?
 	                  s->weight_decay : 0;
-	p->woff = -1;
+	p->woff = p->like = -1;
 	return m->nparam - 1;
 }
 
@@ -278,7 +260,7 @@ matrices(Ctx *c)
 	const Spec *s = c->s;
 	double std = s->init_std;
 	Sub *at, *ml;
-	int i, up = s->mlp == MLP_SWIGLU ? 2 * m->F : m->F;
+	int i, k, id, up = s->mlp == MLP_SWIGLU ? 2 * m->F : m->F;
 	char b[96];
 
 	m->embed = param_new(c, "embed", ROLE_TABLE, 2, m->Vp, m->C, 0);
@@ -320,59 +302,13 @@ matrices(Ctx *c)
 			        (std > 0 ? std : 0.5 / sqrt(m->F));
 		}
 #undef NAMED
-	}
-	m->final_norm = s->norm_weight ? param_ones(c, "final_norm", m->C) : -1;
-}
-
-static void
-optimizer(Ctx *c)
-{
-	const Spec *s = c->s;
-	Model *m = c->m;
-	const Group *g;
-	Param *p;
-	int i, j;
-
-	for (i = 0; i < m->nparam; i++) {
-		p = &m->param[i];
-		for (j = 0; j < s->ngroup; j++) {
-			g = &s->group[j];
-			if (g->none || !glob_match(g->match, p->name))
-				continue;
-			if (g->has_lr_mul)
-				p->lr_mul = g->lr_mul;
-			if (g->has_betas)
-				memcpy(p->betas, g->betas, sizeof p->betas);
-			if (g->has_eps)
-				p->eps = g->eps;
-			if (g->has_weight_decay)
-				p->weight_decay = g->weight_decay;
+		for (k = 0; k < 4; k++) {
+			id = k == 0 ? at->qkv : k == 1 ? at->out : k == 2 ? ml->up : ml->down;
+			if (id >= 0)
+				m->param[id].uniform = s->init_uniform;
 		}
 	}
-}
-
-static size_t
-align256(size_t n)
-{
-	return (n + 255) & ~(size_t)255;
-}
-
-static void
-place_params(Model *m)
-{
-	bool bf16 = m->spec->gemm == F_BF16;
-	Param *p;
-	int i;
-
-	for (i = 0; i < m->nparam; i++) {
-		p = &m->param[i];
-		p->off = m->params_nbytes;
-		m->params_nbytes += align256((size_t)p->n * 4);
-		if (!bf16 || (p->role != ROLE_MATRIX && i != m->head))
-			continue;
-		p->woff = (long)m->weights_nbytes;
-		m->weights_nbytes += align256((size_t)p->n * 2);
-	}
+	m->final_norm = s->norm_weight ? param_ones(c, "final_norm", m->C) : -1;
 }
 
 static void
@@ -425,10 +361,9 @@ model_build(Arena *a, Diag *d, const Spec *s)
 		return NULL;
 	matrices(&c);
 	hc_build(&c);
-	optimizer(&c);
+	model_optim(a, d, m);
 	if (diag_count(d))
 		return NULL;
-	place_params(m);
 	model_hash(m);
 	m = model_stage(a, m, m->planned);
 	m->plan_T = m->T;
@@ -469,6 +404,8 @@ ref_print(const Model *m, Ref r, FILE *f)
 void
 model_print(const Model *m, FILE *f)
 {
+	static const char *const kind[] = { "adamw", "cautious_adam", "normuon" };
+	static const char *const held[] = { "", " bf16", " upper" };
 	const Param *p;
 	const Sub *u;
 	int i, k;
@@ -480,8 +417,8 @@ model_print(const Model *m, FILE *f)
 		fprintf(f, "param %s [", p->name);
 		for (k = 0; k < p->ndim; k++)
 			fprintf(f, "%s%d", k ? "," : "", p->dim[k]);
-		fprintf(f, "] std %g lr_mul %g betas %g %g wd %g\n", p->std, p->lr_mul,
-		        p->betas[0], p->betas[1], p->weight_decay);
+		fprintf(f, "] std %g %s every %d lr %g lr_mul %g betas %g %g wd %g%s\n", p->std, kind[p->kind],
+		        p->every, p->lr, p->lr_mul, p->betas[0], p->betas[1], p->weight_decay, held[p->held]);
 	}
 	for (i = 0; i < m->S; i++) {
 		u = &m->sub[i];

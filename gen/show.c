@@ -113,7 +113,7 @@ launches(const Plan *p, int text)
 	int i;
 
 	for (i = 0; i < p->nstep; i++) {
-		if (p->step[i].kind == STEP_GEMM || p->step[i].text != text)
+		if (!has_text(&p->step[i]) || p->step[i].text != text)
 			continue;
 		l.n++;
 		l.nbytes += p->step[i].nbytes;

@@ -97,7 +97,18 @@ opd_weight(Fuse *f, int v)
 	if (f->g->v[v].op == OP_SCALED)
 		return opd_matrix(f, v, param);
 	if (w->woff >= 0)
-		return opd_arena(A_WEIGHTS, (size_t)w->woff, BF16, w->dim[1]);
+		return opd_arena(A_WEIGHTS, (size_t)w->woff, f->gemm_in, w->dim[1]);
+	return opd_arena(A_PARAMS, w->off, F32, w->dim[1]);
+}
+
+/* what a learned factor multiplies: the parameter, or what products see of it */
+static Opd
+opd_unscaled(Fuse *f, int param)
+{
+	const Param *w = &f->g->model->param[param];
+
+	if (w->held == HELD_UPPER)
+		return opd_arena(A_WEIGHTS, (size_t)w->woff, f->gemm_in, w->dim[1]);
 	return opd_arena(A_PARAMS, w->off, F32, w->dim[1]);
 }
 
@@ -145,6 +156,12 @@ static const struct { const char *name; int threads, vec; long per; bool most; }
 	{ "scaled_bwd",       256, 0, 1, true },
 	{ "clip",             256, 0, 0, false },
 	{ "adamw",            256, 0, 1024, true },
+	{ "cautious_adam",    256, 0, 1024, true },
+	{ "normuon_momentum", 256, 0, 1, false },
+	{ "normuon_scale",    256, 0, 1, false },
+	{ "normuon_rows",     256, 0, 8, false },
+	{ "normuon_factors",  256, 0, 1, false },
+	{ "normuon_update",   256, 0, 1, false },
 	{ "attn_fwd",         128, 0, 1, false },
 	{ "attn_fwd_f32",     128, 0, 1, false },
 	{ "attn_bwd_dq",      128, 0, 1, false },
@@ -468,14 +485,14 @@ heavy_scaled(Fuse *f, int i)
 	int param = mat_param(g, v->arg[bwd]), ds, n = 0;
 	const Param *w = &g->model->param[param];
 	Plan *p = f->p;
-	Opd weight = opd_arena(A_PARAMS, w->off, F32, w->dim[1]), part;
+	Opd weight = opd_unscaled(f, param), part;
 	Step *s = template_step(f, i, bwd ? "scaled_bwd" : "scaled", site_name(p, v,
 	                        arena_printf(p->mem, "%s scaled", short_name(w->name))));
 
 	if (!bwd) {
 		push(p, s, opd_matrix(f, i, param));
 		push(p, s, weight);
-		s->nbytes = (double)w->n * (4 + dt_size(p->dt[i]));
+		s->nbytes = (double)w->n * (dt_size(weight.dt) + dt_size(p->dt[i]));
 	} else {
 		ds = out_value(g, i, 0);
 		p->partof[ds] = p->npart++;
@@ -485,7 +502,7 @@ heavy_scaled(Fuse *f, int i)
 		push(p, s, part);
 		push(p, s, opd_matrix(f, v->arg[0], param));
 		push(p, s, weight);
-		s->nbytes = (double)w->n * 16 + 4. * p->parts;
+		s->nbytes = (double)w->n * (12 + dt_size(weight.dt)) + 4. * p->parts;
 	}
 	push_scales(f, s, v->arg[bwd + 1], &n);
 	for (; n < 2; n++)

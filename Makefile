@@ -9,7 +9,7 @@ LDLIBS = -lyaml -lm -ldl -lpthread
 B = build
 
 # in the order of the pipeline
-GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model stages ir graph scales grad simplify \
+GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model model_hc stages ir graph scales grad simplify \
 	terms pairs slots search lock why product rewrite recompute fuse steps steps_attn plan target mem lower lower_exp lower_loop lower_cuda lower_map lower_vec hoist stream spread emit emit_cuda tail texts manifest report diff generate \
 	interp interp_heavy interp_plan show
 RUNTIME = line load load_steps cache arena memory init pool gemm compile cpu simt simt_compile simt_check \

@@ -1,7 +1,7 @@
 /* Every type that crosses a stage, sectioned by the file that makes it.
  *
  *   spec.c      text   -> Spec      (spec.h)
- *   model.c     Spec   -> Model     every dimension a number, every parameter named
+ *   model.c     Spec   -> Model     every dimension a number, every parameter named (model_hc.c: lanes)
  *   stages.c                        which steps run on how many tokens, in which windows
  *   graph.c     Model  -> Graph     forward pass as SSA: row algebra and heavy ops
  *   scales.c    Graph  -> Graph     learned factors of products in their matrices
@@ -53,11 +53,13 @@ typedef struct {
 	Ref res[MaxLanes][MaxLanes], pre[MaxLanes], post[MaxLanes];
 	Ref lambda[MaxLanes];
 	enum Site lambda_site;
+	int read;               /* of the spec: what its branch sees instead of the lanes; -1: none */
 	int nterm;
 	Term term[MaxSources];
 	int window;             /* of the stage; keys before the token; 0: no limit */
 	int qkv, out, up, down, norm;   /* parameters; -1: none */
 	int gate, sa, value_embed, value_gate;
+	bool value_split;       /* half the channels of the value gate are the table's */
 	bool paired;
 	int offset;             /* first channel of a head whose key is the token before's; -1: none */
 } Sub;
@@ -111,6 +113,7 @@ Model *model_build(Arena *a, Diag *d, const Spec *s);
 void model_print(const Model *m, FILE *f);
 void model_verify(const Model *m);
 bool sel_has(const Sel *s, int i, bool attn);
+int table_source(const Model *m, int param);    /* the source whose table it is */
 
 /* stages.c */
 
@@ -161,7 +164,8 @@ typedef struct {
 	/* COEF: param, index  PVEC: param, row  MAT: param  TABLE: 0 cos 1 sin, of pairs (below)
 	 * DOT, SUMC: groups  SLICE, PAD: lo  ROTATE: head size, R, adjacent, sign
 	 * SHIFT, UNSHIFT: k, edge, within documents, heads (below)  OUT: which
-	 * GATE, GATE_BWD: channels n
+	 * GEMM, GEMM_DX: the matrix has a row per channel of x, not of y
+	 * GATE, GATE_BWD: channels n, first column of the matrix
 	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows
 	 * SCATTER, GEMM_DW: also the parameter, so that equal gradients of two
 	 * parameters stay two values  GEMM_DW: [1] it is no gradient but what

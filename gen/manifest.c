@@ -133,6 +133,7 @@ tables_inputs(const Bundle *b, Buf *o)
 {
 	static const char *const name[] = { "tokens", "targets", "docstart" };
 	const Model *m = b->model;
+	const Source *src = m->spec->source;
 	char hash[65];
 	int i, j;
 
@@ -152,13 +153,13 @@ tables_inputs(const Bundle *b, Buf *o)
 		buf_printf(o, "input pair_docstart inputs+%zu\n", b->input[INPUT_PAIR_DOCSTART]);
 	for (j = 0; j < m->spec->nsource; j++)
 		if (b->has_input[INPUT_HASH + j])
-			buf_printf(o, "input hash inputs+%zu %d\n", b->input[INPUT_HASH + j],
-			           m->spec->source[j].rows);
+			buf_printf(o, "input hash inputs+%zu %d %s\n", b->input[INPUT_HASH + j],
+			           src[j].rows, src[j].hash_quirk ? "quirk" : "clean");
 	buf_printf(o, "input order tokens inputs+%zu %d\n", b->input[INPUT_ORDER], m->Vp);
 	for (j = 0; j < m->spec->nsource; j++)
 		if (b->has_input[INPUT_HASH + j])
-			buf_printf(o, "input order hash inputs+%zu %d\n",
-			           b->input[INPUT_HASH_ORDER + j], m->spec->source[j].rows);
+			buf_printf(o, "input order hash inputs+%zu %d %s\n", b->input[INPUT_HASH_ORDER + j],
+			           src[j].rows, src[j].hash_quirk ? "quirk" : "clean");
 	for (i = 0; i < b->ntext; i++) {
 		sha256_hex(b->text[i].file, strlen(b->text[i].file), hash);
 		buf_printf(o, "kernel %s kernels/%s%s %s", b->text[i].name,

@@ -282,20 +282,8 @@ heavy_gemm(Fuse *f, int i)
 	site = site_name(p, v, v->op == OP_GEMM_DX ?
 	                 arena_printf(p->mem, "%s dx", w) : w);
 	gemm_step(f, i, site, opd_val(f, v->arg[0]), false,
-	          opd_weight(f, v->arg[1]), v->op != OP_GEMM_DX, opd_val(f, i),
+	          opd_weight(f, v->arg[1]), (v->op == OP_GEMM_DX) == (v->attr[0] != 0), opd_val(f, i),
 	          false, T, n, k);
-}
-
-static int
-hash_input(const Model *m, int rows)
-{
-	int j;
-
-	for (j = 0; j < m->spec->nsource; j++)
-		if (!m->spec->source[j].none && m->table[j] >= 0 &&
-		    m->spec->source[j].rows == rows)
-			return j;
-	bug("fuse: no bigram source has %d rows", rows);
 }
 
 /* cuda: what scatter leaves of runs that cross chunks is added in its step */
@@ -354,12 +342,12 @@ heavy_gather(Fuse *f, int i)
 	const Graph *g = f->g;
 	const Val *v = &g->v[i];
 	bool hash = v->attr[0] == IDX_HASH;
-	int src = hash ? hash_input(g->model, v->attr[1]) : 0, param;
+	int param = v->op == OP_GATHER ? g->v[v->arg[0]].attr[0] : v->attr[2];
+	int src = hash ? table_source(g->model, param) : 0;
 	Plan *p = f->p;
 	Step *s;
 
 	if (v->op == OP_GATHER) {
-		param = g->v[v->arg[0]].attr[0];
 		s = template_step(f, i, "gather",
 		                  site_name(p, v, g->model->param[param].name));
 		push(p, s, opd_val(f, i));
@@ -552,7 +540,7 @@ heavy_gate(Fuse *f, int i)
 		push(p, s, opd_val(f, i));
 	}
 	push(p, s, opd_val(f, v->arg[0]));
-	push(p, s, opd_arena(A_PARAMS, w->off, F32, v->attr[0]));
+	push(p, s, opd_arena(A_PARAMS, w->off, F32, w->dim[w->ndim - 1]));
 	push(p, s, opd_int(p->T));
 	/* memory moves in pieces of 32 bytes */
 	s->nbytes = (double)p->T * (4. * v->width + (bwd ? 2 : 1) * (v->attr[0] + 15) / 16 * 32);

@@ -157,6 +157,18 @@ hole_scale(Fill *f, const Plan *p, const Step *s)
 	buf_free(&b);
 }
 
+/* the columns of its matrix that a gate takes: n of them, from `first` */
+static void
+hole_columns(Fill *f, int columns, int first, int n)
+{
+	if (!has_hole(f, "WN"))
+		return;
+	f->h[f->n++] = (Hole){ "WN", arena_printf(f->a, "%d", columns) };
+	f->h[f->n++] = (Hole){ "W0", arena_printf(f->a, "%d", first) };
+	if (n < columns)
+		buf_printf(&f->name, "_W%d_%d", columns, first);
+}
+
 static void
 template_holes(Fill *f, const Plan *p, const Step *s)
 {
@@ -188,6 +200,7 @@ template_holes(Fill *f, const Plan *p, const Step *s)
 		hole_int(f, "H", v->width);
 		hole_int(f, "N", v->attr[0]);
 		hole_int(f, "C", (int)s->opd[x].ld);
+		hole_columns(f, (int)s->opd[x + 1].ld, v->attr[1], v->attr[0]);
 		hole_dt(f, "DT", s->opd[x].dt);
 		hole_dt(f, "DTG", s->opd[0].dt);
 	} else if (strcmp(t, "scaled") == 0) {

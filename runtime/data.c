@@ -491,22 +491,36 @@ pair_docstart_fill(const Run *r, const int32_t *tokens, long n, int32_t *out)
 		out[i] = 2 * out[i / 2];
 }
 
+/* 32-bit arithmetic that wraps, on what the first position's row number has
+ * overwritten (docs/spec.md, sources) */
 static int32_t
-bigram(const Run *r, const int32_t *tokens, long i, int rows)
+bigram_quirk(const Run *r, const int32_t *tokens, long i, int rows)
+{
+	uint32_t before = i % r->seq == 1 ? (uint32_t)rows - 1 : (uint32_t)tokens[i - 1];
+	int64_t h = (int32_t)((36313 * (uint32_t)tokens[i]) ^ (27191 * before));
+
+	h %= rows - 1;
+	return (int32_t)(h < 0 ? h + rows - 1 : h);
+}
+
+static int32_t
+bigram(const Run *r, const RunInput *in, const int32_t *tokens, long i)
 {
 	uint64_t h;
 
-	if (i % r->seq == 0 || rows < 2)
-		return rows - 1;
+	if (i % r->seq == 0 || in->rows < 2)
+		return in->rows - 1;
+	if (in->quirk)
+		return bigram_quirk(r, tokens, i, in->rows);
 	h = (36313 * (uint64_t)tokens[i]) ^ (27191 * (uint64_t)tokens[i - 1]);
-	return (int32_t)(h % ((uint64_t)rows - 1));
+	return (int32_t)(h % ((uint64_t)in->rows - 1));
 }
 
 static int32_t
 row_key(const Run *r, const RunInput *in, const int32_t *tokens, long i)
 {
 	return in->kind == IN_ORDER_TOKENS ? tokens[i]
-	                                   : bigram(r, tokens, i, in->rows);
+	                                   : bigram(r, in, tokens, i);
 }
 
 /* Stable counting sort: rows by key, ties in row order.  start[k] … start[k+1]
@@ -557,7 +571,7 @@ inputs_fill(Run *r, const int32_t *tokens, const int32_t *targets, long n)
 			break;
 		case IN_HASH:
 			for (i = 0; i < n; i++)
-				out[i] = bigram(r, tokens, i, in->rows);
+				out[i] = bigram(r, in, tokens, i);
 			break;
 		case IN_ORDER_TOKENS:
 		case IN_ORDER_HASH:

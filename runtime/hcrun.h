@@ -35,6 +35,7 @@ typedef struct {
 	       IN_ORDER_HASH } kind;
 	Place at;
 	int rows;                       /* of the table, for HASH and ORDER */
+	bool quirk;                     /* arithmetic of the hash */
 } RunInput;
 
 typedef struct {

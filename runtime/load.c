@@ -278,6 +278,8 @@ load_order(Load *l, RunInput *in)
 	in->kind = hash ? IN_ORDER_HASH : IN_ORDER_TOKENS;
 	in->rows = (int)line_integer(l, "rows", 1, 1L << 30);
 	in->at = line_to_place(l, at, 4 * (l->run->tokens + in->rows + 1), 4);
+	if (hash)
+		in->quirk = CHOICE(l, "hash", "clean", "quirk");
 	if (!hash && in->rows < l->run->vocab)
 		line_bad(l, "%d rows for %d tokens", in->rows, l->run->vocab);
 }
@@ -295,8 +297,10 @@ load_input(Load *l)
 		in.kind = kind == 0 ? IN_TOKENS : kind == 1 ? IN_TARGETS :
 		          kind == 2 ? IN_DOCSTART : kind == 5 ? IN_PAIR_DOCSTART : IN_HASH;
 		in.at = line_place(l, (kind == 5 ? 8 : 4) * l->run->tokens, 4);
-		if (kind == 3)
+		if (kind == 3) {
 			in.rows = (int)line_integer(l, "rows", 2, 1L << 30);
+			in.quirk = CHOICE(l, "hash", "clean", "quirk");
+		}
 	}
 	if (in.at.arena != AR_INPUTS)
 		line_bad(l, "an input in %s", arena_names[in.at.arena]);

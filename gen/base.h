@@ -53,6 +53,9 @@ int file_emit(const char *path, const void *data, size_t nbytes);
 /* mkdir -p.  0, or -1 with errno. */
 int dir_make(const char *path);
 
+/* Targets of a position that a loss may have. */
+enum { MaxTargets = 4 };
+
 /* Exit codes of every verb. */
 enum { EX_OK, EX_SPEC, EX_ENV, EX_BUG, EX_NUMERICS, EX_STOPPED = 75 };
 

@@ -152,7 +152,7 @@ load_text(const Kern *k, const Exp *e, Buf *b)
 	const char *t = e->kind == X_SHIFT ? e->name : p->kind == P_TABLE ? "t%seq" : "t";
 
 	if (p->kind == P_TABLE)
-		snprintf(row, sizeof row, "(t %% %d)*%ld%s", k->plan->model->seq, p->width, e->num > 0 ?
+		snprintf(row, sizeof row, "(%s)*%ld%s", by_seq(k, "t", '%'), p->width, e->num > 0 ?
 		         arena_printf(k->mem, " + head %% 2 * %d", (int)e->num) : e->num < 0 ?
 		         arena_printf(k->mem, " + (head + 1) %% 2 * %d", (int)-e->num) : "");
 	else if (p->width == 1)
@@ -268,17 +268,32 @@ indent(int depth, Buf *b)
 		buf_puts(b, "    ");
 }
 
-void
-row_source_text(const Stmt *s, int depth, Buf *b)
+const char *
+seq_text(const Kern *k)
 {
-	int k = s->shift[0], seq = s->shift[3];
-	const char *sign = k > 0 ? "-" : "+";
+	const Model *m = k->plan->model;
+
+	return m->seq_varies ? "seq" : arena_printf(k->mem, "%d", m->seq);
+}
+
+/* by a number the compiler multiplies; by an argument it divides, which is long in 64 bits */
+const char *
+by_seq(const Kern *k, const char *x, char op)
+{
+	return arena_printf(k->mem, k->plan->model->seq_varies ? "(int)%s %c (int)%s" : "%s %c %s", x, op, seq_text(k));
+}
+
+void
+row_source_text(const Kern *kern, const Stmt *s, int depth, Buf *b)
+{
+	int k = s->shift[0];
+	const char *sign = k > 0 ? "-" : "+", *own = by_seq(kern, "t", '/');
 	int n = k > 0 ? k : -k;
 
 	buf_printf(b, "const long %s_to = t %s %d;\n", s->name, sign, n);
 	indent(depth, b);
-	buf_printf(b, "const long %s = %s_to < 0 || %s_to / %d != t / %d", s->name, s->name,
-	           s->name, seq, seq);
+	buf_printf(b, "const long %s = %s_to < 0 || %s != %s", s->name, s->name,
+	           by_seq(kern, arena_printf(kern->mem, "%s_to", s->name), '/'), own);
 	if (k < 0)
 		buf_printf(b, " || %s_to >= T", s->name);
 	if (s->shift[2])
@@ -288,8 +303,8 @@ row_source_text(const Stmt *s, int depth, Buf *b)
 	if (s->shift[1] != EDGE_KEEP || k > 0)
 		return;
 	indent(depth, b);
-	buf_printf(b, "const long %s_own = t < %d || (t - %d) / %d != t / %d", s->name, n, n,
-	           seq, seq);
+	buf_printf(b, "const long %s_own = t < %d || %s != %s", s->name, n,
+	           by_seq(kern, arena_printf(kern->mem, "(t - %d)", n), '/'), own);
 	if (s->shift[2])
 		buf_printf(b, " || docstart[t - %d] != docstart[t]", n);
 	buf_puts(b, " ? t : -1;\n");
@@ -381,7 +396,7 @@ stmt_text(const Kern *k, const Stmt *s, int *depth, Buf *b)
 		store_text(k, s, b);
 		break;
 	case S_ROW_SRC:
-		row_source_text(s, *depth, b);
+		row_source_text(k, s, *depth, b);
 		break;
 	case S_PART:
 		buf_printf(b, "%s[%d + item] = %s;\n", k->par[s->par].name,
@@ -419,8 +434,8 @@ unpack_text(const Kern *k, Buf *b)
 
 	for (i = 0; i < k->npar; i++) {
 		p = &k->par[i];
-		if (p->kind == P_ROWS) {
-			buf_printf(b, "    const long T = a[%d].i;\n", i);
+		if (p->kind == P_ROWS || p->kind == P_SEQ) {
+			buf_printf(b, "    const long %s = a[%d].i;\n", p->kind == P_ROWS ? "T" : "seq", i);
 			continue;
 		}
 		snprintf(s, sizeof s, "    %s%s *restrict %s = a[%d].p;",

@@ -107,17 +107,18 @@ static void
 parameter_text(const Par *p, bool last, Buf *b)
 {
 	bool out = p->kind == P_OUT || p->kind == P_PART || p->kind == P_PARTVEC;
+	bool number = p->kind == P_ROWS || p->kind == P_SEQ || p->kind == P_PARTS;
 	const char *what = p->kind == P_OUT || p->kind == P_IN ? "" : p->what;
 	char s[256];
 
-	if (p->kind == P_ROWS || p->kind == P_PARTS)
-		snprintf(s, sizeof s, "    long %c%s", p->kind == P_ROWS ? 'T' : 'P', last ? ")" : ",");
+	if (number)
+		snprintf(s, sizeof s, "    long %s%s", p->kind == P_ROWS ? "T" : p->kind == P_SEQ ? "seq" : "P",
+		         last ? ")" : ",");
 	else
 		snprintf(s, sizeof s, "    %s%-5s *__restrict__ %s%s", out ? "      " : "const ",
 		         c_type(p->dt), p->name, last ? ")" : ",");
-	buf_printf(b, "%-56s // %-10s %s", s, p->kind == P_ROWS ? "rows" : p->kind == P_PARTS ?
-	           "partials per sum" : p->shape ? p->shape : "", p->kind == P_ROWS || p->kind == P_PARTS ?
-	           "" : what);
+	buf_printf(b, "%-56s // %-10s %s", s, p->kind == P_ROWS ? "rows" : p->kind == P_SEQ ? "tokens of a sequence" :
+	           p->kind == P_PARTS ? "partials per sum" : p->shape ? p->shape : "", number ? "" : what);
 	while (b->s[b->len - 1] == ' ')
 		b->s[--b->len] = 0;
 	buf_puts(b, "\n");
@@ -218,7 +219,7 @@ address_text(const Kern *k, const VecLoad *v, Buf *b)
 
 	buf_printf(b, "%s", p->name);
 	if (p->kind == P_TABLE)
-		buf_printf(b, " + (%s %% %d)*%ld", row, k->plan->model->seq, p->width);
+		buf_printf(b, " + (%s)*%ld", by_seq(k, row, '%'), p->width);
 	else if (v->place > 0)
 		buf_printf(b, " + %s*%ld", row, p->width);
 	switch (v->at) {
@@ -563,7 +564,7 @@ stmt_text(Print *p, int at)
 		end_text(p);
 		break;
 	case S_ROW_SRC:
-		row_source_text(s, p->depth, b);
+		row_source_text(p->k, s, p->depth, b);
 		break;
 	case S_LOADS:
 		loads_text(p, s);

@@ -225,18 +225,26 @@ best_version(Arena *a, const Model *m, int mode, long T, int target)
 	return plan_time(at_size(a, w.plan->g, target)) < plan_time(at_size(a, v.plan->g, target)) ? w : v;
 }
 
+static void
+place(Plan *p)
+{
+	plan_verify(p);
+	mem_place(p);
+	mem_verify(p);
+}
+
 static Plan *
-program(Arena *a, const Model *m, int mode, long T, int target, const char *dump)
+program(Arena *a, const Model *m, int mode, int target, const char *dump)
 {
 	Version v;
 	Graph *g;
 
 	if (strchr(dump, 'g')) {
-		g = graph_build(a, m, mode, T);
+		g = graph_build(a, m, mode, m->T);
 		graph_verify(g);
 		graph_print(g, stdout);
 	}
-	v = best_version(a, m, mode, T, target);
+	v = best_version(a, m, mode, m->T, target);
 	if (strchr(dump, 'b'))
 		graph_print(v.built, stdout);
 	if (strchr(dump, 's'))
@@ -245,12 +253,67 @@ program(Arena *a, const Model *m, int mode, long T, int target, const char *dump
 		terms_print(terms_of(a, v.simple, &m->spec->plan, false), stdout);
 	if (strchr(dump, 'r'))
 		graph_print(v.plan->g, stdout);
-	plan_verify(v.plan);
-	mem_place(v.plan);
-	mem_verify(v.plan);
+	place(v.plan);
 	if (strchr(dump, 'f'))
 		plan_print(v.plan, stdout);
 	return v.plan;
+}
+
+static void
+add_plan(Bundle *b, Plan *p, int stage)
+{
+	if (p->g && p->T > b->most_T)
+		b->most_T = p->T;
+	if (p->g && p->model->seq > b->positions)
+		b->positions = p->model->seq;
+	p->stage = stage;
+	b->plan[b->nplan++] = p;
+}
+
+/* the program of p for another stage: the same kernels on its rows and windows */
+static Plan *
+other_stage(Arena *a, const Plan *p, const Model *m, int target)
+{
+	Plan *r = fuse(a, graph_stage(a, p->g, m), target);
+
+	place(r);
+	return r;
+}
+
+static bool
+same_windows(const Model *x, const Model *y)
+{
+	int i;
+
+	for (i = 0; i < x->S; i++)
+		if (x->sub[i].window != y->sub[i].window)
+			return false;
+	return x->attn_scale == y->attn_scale;
+}
+
+/* Programs of the planned stage, then of the others.  One search serves all: they differ in
+ * rows, windows and scale.  A validation that is that of the stage before has none of its own. */
+static void
+programs(Bundle *b, const char *dump)
+{
+	const Model *m = b->model, *was, *now;
+	Arena *a = b->mem;
+	int i;
+
+	was = model_eval(a, m, 0);
+	add_plan(b, program(a, m, GRAPH_TRAIN, b->target, dump), m->planned);
+	add_plan(b, program(a, was, GRAPH_EVAL, b->target, ""), 0);
+	add_plan(b, program(a, model_logits(a, m), GRAPH_LOGITS, b->target, ""), m->nstage - 1);
+	add_plan(b, plan_update(a, m, b->target), 0);
+	place(b->plan[PLAN_UPDATE]);
+	for (i = 0; i < m->nstage; i++)
+		if (i != m->planned)
+			add_plan(b, other_stage(a, b->plan[PLAN_TRAIN], model_stage(a, m, i), b->target), i);
+	for (i = 1; i <= m->nstage; i++, was = now) {
+		now = model_eval(a, m, i);
+		if (!same_windows(was, now))
+			add_plan(b, other_stage(a, b->plan[PLAN_EVAL], now, b->target), i);
+	}
 }
 
 static size_t
@@ -263,10 +326,10 @@ region(size_t *total, size_t nbytes)
 }
 
 static void
-place_inputs(Bundle *b, long T)
+place_inputs(Bundle *b)
 {
 	const Model *m = b->model;
-	size_t n = (size_t)(T > m->seq ? T : m->seq) * 4, *total = &b->nbytes[A_INPUTS];
+	size_t n = (size_t)b->most_T * 4, *total = &b->nbytes[A_INPUTS];
 	int i, j;
 
 	for (i = INPUT_TOKENS; i <= INPUT_DOCSTART; i++)
@@ -286,23 +349,23 @@ place_inputs(Bundle *b, long T)
 }
 
 static void
-size_arenas(Bundle *b, long T)
+size_arenas(Bundle *b)
 {
 	const Model *m = b->model;
-	size_t tab = (size_t)m->seq * (m->paired ? 2 : 1) * (size_t)(m->rot / 2) * 4;
+	size_t tab = (size_t)b->positions * (m->paired ? 2 : 1) * (size_t)(m->rot / 2) * 4;
 	int i;
 
 	b->nbytes[A_PARAMS] = b->nbytes[A_GRADS] = m->params_nbytes;
 	b->nbytes[A_MOMENT1] = b->nbytes[A_MOMENT2] = m->params_nbytes;
 	b->nbytes[A_WEIGHTS] = m->weights_nbytes;
-	for (i = 0; i < NPlans; i++)
+	for (i = 0; i < b->nplan; i++)
 		if (b->plan[i]->acts_nbytes > b->nbytes[A_ACTS])
 			b->nbytes[A_ACTS] = b->plan[i]->acts_nbytes;
 	if (m->rot) {
 		b->cos_off = region(&b->nbytes[A_TABLES], tab);
 		b->sin_off = region(&b->nbytes[A_TABLES], tab);
 	}
-	place_inputs(b, T);
+	place_inputs(b);
 	b->nbytes[A_SCHED] = b->nbytes[A_RESULT] = 256;
 }
 
@@ -343,12 +406,10 @@ explain_plan(Arena *a, const Model *m, Buf *o)
 }
 
 Bundle *
-generate(Arena *a, const Model *m, long T, int target, const char *dump)
+generate(Arena *a, const Model *m, int target, const char *dump)
 {
 	Bundle *b = NEW(a, Bundle);
 
-	if (T <= 0)
-		T = m->T;
 	b->mem = a;
 	b->model = m;
 	b->target = target;
@@ -356,13 +417,8 @@ generate(Arena *a, const Model *m, long T, int target, const char *dump)
 	read_lock(a, m->spec);
 	if (strchr(dump, 'm'))
 		model_print(m, stdout);
-	b->plan[PLAN_TRAIN] = program(a, m, GRAPH_TRAIN, T, target, dump);
-	b->plan[PLAN_EVAL] = program(a, m, GRAPH_EVAL, T, target, "");
-	b->plan[PLAN_LOGITS] = program(a, m, GRAPH_LOGITS, m->seq, target, "");
-	b->plan[PLAN_UPDATE] = plan_update(a, m, target);
-	mem_place(b->plan[PLAN_UPDATE]);
-	mem_verify(b->plan[PLAN_UPDATE]);
-	size_arenas(b, T);
+	programs(b, dump);
+	size_arenas(b);
 	b->dump_kern = strchr(dump, 'k') != NULL;
 	emit_texts(b);
 	return b;

@@ -84,11 +84,13 @@ typedef struct {
 	int T, seq;             /* of a micro-batch of the stage that is planned for, */
 	const float *freq;      /* as are frequencies, */
 	double attn_scale;      /* scale and the windows of sublayers */
+	bool seq_varies;        /* programs differ in seq: texts take it as an argument */
 	int plan_T;             /* rows that the plan is chosen for: T, unless reduced */
 	int steps, nstage, planned;
 	ModelStage *stage;
 	int ntarget;            /* most targets of any stage */
 	int val_T, val_seq;     /* of validation */
+	int logits_T;           /* rows, one sequence, of the logits program */
 	int *final_window;      /* [L] of that after the last step */
 	int nparam;
 	Param *param;
@@ -123,6 +125,8 @@ void model_stages(Arena *a, Diag *d, Model *m);
 Model *model_stage(Arena *a, const Model *m, int i);
 /* The same for validation in stage i; nstage: after the last step. */
 Model *model_eval(Arena *a, const Model *m, int i);
+/* The model of the logits program: one sequence, windows of the last stage. */
+Model *model_logits(Arena *a, const Model *m);
 /* The planned stage alone, on at least `rows` rows in sequences of at most `seq`. */
 Model *model_reduced(Arena *a, const Model *m, long rows, long seq);
 
@@ -210,6 +214,8 @@ typedef struct {
 } Graph;
 
 Graph *graph_new(Arena *a, const Model *m, int mode, long T);
+/* g, made for another stage of its model: the same values, m's rows, windows and scale (stages.c) */
+Graph *graph_stage(Arena *a, const Graph *g, const Model *m);
 Graph *graph_build(Arena *a, const Model *m, int mode, long T);
 void graph_verify(const Graph *g);
 void graph_print(const Graph *g, FILE *f);
@@ -354,6 +360,8 @@ typedef struct {
 	const Model *model;
 	const Graph *g;         /* NULL: the update program */
 	const char *prog;       /* train, eval, logits, update */
+	int stage;              /* whose it is; of an eval program the first of several, nstage:
+	                         * after the last step */
 	int target;
 	long T;
 	int parts;              /* partials per sum over rows */
@@ -413,6 +421,7 @@ typedef struct {
 	bool keep;              /* a person's edited file stays */
 } Text;
 
+/* of the stage that is planned for; behind them those of other stages */
 enum { PLAN_TRAIN, PLAN_EVAL, PLAN_LOGITS, PLAN_UPDATE, NPlans };
 
 /* everything that is emitted for one spec */
@@ -420,7 +429,10 @@ typedef struct {
 	Arena *mem;
 	const Model *model;
 	int target;
-	Plan *plan[NPlans];
+	int nplan;
+	Plan *plan[NPlans + 2 * MaxStages + 2];
+	long most_T;            /* rows of the program that has most */
+	long positions;         /* of a sequence in the program whose are longest */
 	int ntext, captext;
 	Text *text;
 	size_t nbytes[NArenas];
@@ -431,9 +443,8 @@ typedef struct {
 	bool keep;              /* edited kernels stay where they are */
 } Bundle;
 
-/* The pipeline: spec to everything that is emitted.  T: rows of a micro-batch
- * (0: as the spec says).  dump: stages to print, or "". */
-Bundle *generate(Arena *a, const Model *m, long T, int target, const char *dump);
+/* The pipeline: spec to everything that is emitted.  dump: stages to print, or "". */
+Bundle *generate(Arena *a, const Model *m, int target, const char *dump);
 /* What the spec says, with its gradient, before anything is simplified or
  * planned: what runs is held against this. */
 Graph *spec_graph(Arena *a, const Model *m, long T);

@@ -83,7 +83,7 @@ typedef struct {
 	int par, n, lo, hi;
 	bool indexed;
 	const char *reduce;     /* S_LOOP: accumulators, comma separated */
-	int shift[4];           /* S_ROW_SRC: k, edge, docs, seq; k < 0: adjoint */
+	int shift[3];           /* S_ROW_SRC: k, edge, docs; k < 0: adjoint */
 	int vw;                 /* cuda: channels of a vector */
 } Stmt;
 
@@ -125,7 +125,7 @@ typedef struct {
 } Map;
 
 typedef enum {
-	P_OUT, P_IN, P_COEF, P_PVEC, P_PART, P_PARTVEC, P_TABLE, P_DOCS, P_ROWS, P_PARTS,
+	P_OUT, P_IN, P_COEF, P_PVEC, P_PART, P_PARTVEC, P_TABLE, P_DOCS, P_ROWS, P_SEQ, P_PARTS,
 } ParKind;
 
 typedef struct {
@@ -176,7 +176,11 @@ void emit_cuda(const Kern *k, Buf *b);
 
 /* shared by emit.c and emit_cuda.c */
 void indent(int depth, Buf *b);
-void row_source_text(const Stmt *s, int depth, Buf *b);
+void row_source_text(const Kern *k, const Stmt *s, int depth, Buf *b);
+/* Tokens of a sequence: a number, or the argument where programs differ in it. */
+const char *seq_text(const Kern *k);
+/* x divided by it, or what is left: op / or %, of rows below 2^31 */
+const char *by_seq(const Kern *k, const char *x, char op);
 const char *c_type(Dt dt);
 
 /* tail.c */

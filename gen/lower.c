@@ -315,6 +315,21 @@ phase_loops(Lower *l, int phase)
 	}
 }
 
+/* does the text ask where in its sequence a row is? */
+static bool
+asks_position(const Kern *k)
+{
+	int i;
+
+	for (i = 0; i < k->npar; i++)
+		if (k->par[i].kind == P_TABLE)
+			return true;
+	for (i = 0; i < k->nstmt; i++)
+		if (k->stmt[i].kind == S_ROW_SRC)
+			return true;
+	return false;
+}
+
 /* before the rows: names, coefficients, sums */
 
 static void
@@ -394,7 +409,6 @@ row_sources(Lower *l)
 		t->shift[0] = x->op == OP_SHIFT ? x->attr[0] : -x->attr[0];
 		t->shift[1] = x->attr[1];
 		t->shift[2] = x->attr[2];
-		t->shift[3] = l->g->model->seq;
 	}
 }
 
@@ -611,6 +625,8 @@ lower_once(Arena *a, const Plan *p, Step *s, Cuda *cu)
 	else
 		cpu_body(l, part);
 	par_new(l, P_ROWS, "rows", I32, 1, (Opd){ .kind = OPD_INT, .i = p->T });
+	if (p->model->seq_varies && asks_position(l->k))
+		par_new(l, P_SEQ, "seq", I32, 1, (Opd){ .kind = OPD_INT, .i = p->model->seq });
 	if (cu && l->k->map.loop)
 		par_new(l, P_PARTS, "parts", I32, 1, (Opd){ .kind = OPD_INT, .i = p->parts });
 	return l;

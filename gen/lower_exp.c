@@ -49,7 +49,7 @@ bool
 name_taken(const Lower *l, const char *s)
 {
 	static const char *const words[] = {
-		"T", "t", "a", "c", "item", "head", "f32", "bf16", "i32", "F32",
+		"T", "t", "seq", "a", "c", "item", "head", "f32", "bf16", "i32", "F32",
 		"BF16", "int", "long", "float", "if", "for", "do", "r0", "r1",
 	};
 	static const char *const cuda_words[] = {
@@ -197,7 +197,8 @@ table_par(Lower *l, int which, int width)
 			return i;
 	i = par_new(l, P_TABLE, which ? "sin" : "cos", F32, width,
 	            (Opd){ .kind = OPD_TABLE, .id = which, .dt = F32, .ld = width });
-	l->k->par[i].shape = arena_printf(l->a, "[%d,%d]", l->g->model->seq, width);
+	l->k->par[i].shape = l->g->model->seq_varies ? arena_printf(l->a, "[seq,%d]", width) :
+	                     arena_printf(l->a, "[%d,%d]", l->g->model->seq, width);
 	l->k->par[i].what = "rotary table";
 	return i;
 }

@@ -292,7 +292,7 @@ verb_check(Arena *a, const Options *o)
 		if (o->list_params)
 			show_params(m, stdout);
 		else
-			show_model(generate(a, m, 0, planned(o, m), o->dump ? o->dump : ""), o->json,
+			show_model(generate(a, m, planned(o, m), o->dump ? o->dump : ""), o->json,
 			           stdout);
 	}
 	return EX_OK;
@@ -303,7 +303,7 @@ verb_emit(Arena *a, const Options *o)
 {
 	const Model *m = model_of(a, o, one_arg(o, "emit"));
 	const char *dir = out_dir(a, o, m);
-	Bundle *b = generate(a, m, 0, target(o), o->dump ? o->dump : "");
+	Bundle *b = generate(a, m, target(o), o->dump ? o->dump : "");
 	int kept = o->keep ? bundle_edited(b, dir) : 0;
 
 	bundle_write(b, dir);
@@ -320,7 +320,7 @@ static int
 verb_plan(Arena *a, const Options *o)
 {
 	const Model *m = model_of(a, o, one_arg(o, "plan"));
-	const Bundle *bundle = generate(a, m, 0, planned(o, m), o->dump ? o->dump : "");
+	const Bundle *bundle = generate(a, m, planned(o, m), o->dump ? o->dump : "");
 	Buf b = {0};
 
 	if (o->lock) {
@@ -358,7 +358,7 @@ verb_diff(Arena *a, const Options *o)
 		as.device = "cuda";
 	for (i = 0; i < 2; i++) {
 		m[i] = model_of(a, o, o->arg[i]);
-		b[i] = generate(a, m[i], 0, target(&as), "");
+		b[i] = generate(a, m[i], target(&as), "");
 	}
 	diff_bundles(b[0], b[1], &text);
 	fputs(text.s, stdout);
@@ -380,7 +380,7 @@ verb_show(Arena *a, const Options *o)
 	if (!as.device)
 		as.device = "cuda";
 	m = model_of(a, o, o->arg[0]);
-	b = generate(a, m, 0, target(&as), "");
+	b = generate(a, m, target(&as), "");
 	if (o->narg == 1) {
 		show_kernels(b, stdout);
 		return EX_OK;
@@ -432,7 +432,7 @@ verb_compile(Arena *a, const Options *o)
 	const Model *m = model_of(a, o, one_arg(o, "compile"));
 	const char *dir = o->kernels ? o->kernels : out_dir(a, o, m);
 	const char *arch[16], *p = o->arch ? o->arch : "sm_90a";
-	const Bundle *b = generate(a, m, 0, TO_CUDA, "");
+	const Bundle *b = generate(a, m, TO_CUDA, "");
 	int n;
 
 	for (n = 0; *p; n++) {
@@ -475,7 +475,7 @@ verb_train(Arena *a, const Options *o)
 	const char *file = one_arg(o, "train"), *slash = strrchr(file, '/');
 	const Model *m = model_of(a, o, file);
 	const char *dir = o->kernels ? o->kernels : out_dir(a, o, m);
-	const Bundle *b = generate(a, m, 0, target(o), o->dump ? o->dump : "");
+	const Bundle *b = generate(a, m, target(o), o->dump ? o->dump : "");
 	TrainOpts t;
 
 	if (o->kernels)
@@ -497,7 +497,7 @@ verb_bench(Arena *a, const Options *o)
 
 	if (o->n == 0)
 		die("bench: at least one step");
-	bundle_write(generate(a, m, 0, target(o), ""), dir);
+	bundle_write(generate(a, m, target(o), ""), dir);
 	return bench(dir, o->n >= 0 ? o->n : 5, device_pick(o->device), (int)o->threads);
 }
 

@@ -44,25 +44,44 @@ num_field(Buf *o, const char *key, double x)
 }
 
 static void
+stage(const ModelStage *s, Buf *o)
+{
+	int i;
+
+	buf_printf(o, "stage %s steps %d %d tokens %d seq %d micro %d max_doc %d", s->name, s->first, s->end, s->T,
+	           s->seq, s->micro, s->max_doc);
+	num_field(o, "lr_mul", s->lr_mul);
+	buf_printf(o, " targets %d", s->ntarget);
+	for (i = 0; i < s->ntarget; i++) {
+		num_field(o, "from", s->target[i]);
+		num_field(o, "to", s->target_end[i]);
+	}
+	buf_puts(o, "\n");
+}
+
+static void
 head(const Bundle *b, Buf *o)
 {
 	static const char *const cool[] = { "constant", "linear", "cosine" };
+	static const char *const packing[] = { "stream", "documents" };
 	const Model *m = b->model;
 	const Spec *s = m->spec;
-	bool docs = s->packing == PACK_DOCUMENTS;
 	int i;
 
-	buf_printf(o, "hcgen-manifest 1\nname %s\nspec %s\ntarget %s\n", s->name, m->hash,
+	buf_printf(o, "hcgen-manifest 2\nname %s\nspec %s\ntarget %s\n", s->name, m->hash,
 	           b->target == TO_CUDA ? "cuda" : "cpu");
 	buf_printf(o, "model layers %d lanes %d width %d vocab %d padded %d\n", m->L, m->n,
 	           m->C, m->V, m->Vp);
-	buf_printf(o, "batch tokens %ld seq %d micro %d bos %d mask %d\n",
-	           b->plan[PLAN_TRAIN]->T, m->seq, s->micro_batches, s->bos,
-	           s->document_mask);
+	buf_printf(o, "batch most %ld bos %d mask %d\n", b->most_T, s->bos, s->document_mask);
 	buf_printf(o, "numerics storage %s gemm %s\n", s->storage == F_BF16 ? "bf16" : "f32",
 	           s->gemm == F_BF16 ? "bf16" : "f32");
-	buf_printf(o, "train steps %d", s->steps);
+	buf_printf(o, "train steps %d scheduled %d", m->steps, s->steps);
 	num_field(o, "lr", s->lr);
+	buf_puts(o, " scale ");
+	if (s->loss_scale > 0)
+		buf_num(o, s->loss_scale);
+	else
+		buf_puts(o, "mean");
 	buf_printf(o, " warmup %d", s->warmup);
 	num_field(o, "cooldown", s->cooldown);
 	buf_printf(o, " %s", cool[s->cooldown_kind]);
@@ -70,8 +89,10 @@ head(const Bundle *b, Buf *o)
 	num_field(o, "clip", s->clip);
 	buf_printf(o, " val_every %d val_tokens %d log_every %d seed %lld\n", s->val_every,
 	           s->val_tokens, s->log_every, s->seed);
-	buf_printf(o, "data packing %s shuffle %d max_doc %d\n",
-	           docs ? "documents" : "stream", s->shuffle, s->max_doc);
+	buf_printf(o, "data packing %s val_packing %s shuffle %d max_doc %d\n", packing[s->packing],
+	           packing[s->val_packing], s->shuffle, s->max_doc);
+	for (i = 0; i < m->nstage; i++)
+		stage(&m->stage[i], o);
 	for (i = 0; i < s->ntrain; i++)
 		buf_printf(o, "trainfile %s\n", s->train[i]);
 	for (i = 0; i < s->nval; i++)
@@ -128,6 +149,25 @@ params(const Bundle *b, Buf *o)
 	}
 }
 
+/* those of a stage and of all after it, up to the next that has its own */
+static void
+tables(const Bundle *b, int stage, Buf *o)
+{
+	const Model *m = b->model;
+	int i, j;
+
+	for (i = 0; i < 2; i++) {
+		buf_printf(o, "table %d tables+%zu %s %ld %d %s", stage, i ? b->sin_off : b->cos_off,
+		           i ? "rope_sin" : "rope_cos", b->positions * (m->paired ? 2 : 1), m->rot / 2,
+		           m->spec->rotary_bf16 ? "bf16" : "f32");
+		for (j = 0; j < m->rot / 2; j++) {
+			buf_puts(o, " ");
+			buf_num(o, m->stage[stage].freq[j]);
+		}
+		buf_puts(o, "\n");
+	}
+}
+
 static void
 tables_inputs(const Bundle *b, Buf *o)
 {
@@ -137,16 +177,9 @@ tables_inputs(const Bundle *b, Buf *o)
 	char hash[65];
 	int i, j;
 
-	for (i = 0; m->rot && i < 2; i++) {
-		buf_printf(o, "table tables+%zu %s %d %d %s", i ? b->sin_off : b->cos_off,
-		           i ? "rope_sin" : "rope_cos", m->seq * (m->paired ? 2 : 1), m->rot / 2,
-		           m->spec->rotary_bf16 ? "bf16" : "f32");
-		for (j = 0; j < m->rot / 2; j++) {
-			buf_puts(o, " ");
-			buf_num(o, m->freq[j]);
-		}
-		buf_puts(o, "\n");
-	}
+	for (i = 0; m->rot && i < m->nstage; i++)
+		if (!i || m->stage[i].freq != m->stage[i - 1].freq)
+			tables(b, i, o);
 	for (i = 0; i < 3; i++)
 		buf_printf(o, "input %s inputs+%zu\n", name[i], b->input[i]);
 	if (b->has_input[INPUT_PAIR_DOCSTART])
@@ -205,9 +238,9 @@ manifest(const Bundle *b, Buf *o)
 	head(b, o);
 	params(b, o);
 	tables_inputs(b, o);
-	for (i = 0; i < NPlans; i++) {
+	for (i = 0; i < b->nplan; i++) {
 		p = b->plan[i];
-		buf_printf(o, "program %s %ld\n", p->prog, p->T);
+		buf_printf(o, "program %s %d tokens %ld seq %d\n", p->prog, p->stage, p->T, p->g ? p->model->seq : 0);
 		for (j = 0; j < p->nstep; j++)
 			one_step(b, p, &p->step[j], o);
 		if (i == PLAN_LOGITS) {

@@ -111,11 +111,10 @@ class_of(const Step *s)
 }
 
 static void
-modelled_line(const Bundle *b, Buf *o)
+modelled_line(const Bundle *b, const Plan *p, Buf *o)
 {
 	static const char *const class[] = { "glue", "gemm", "attention", "head", "other" };
 	double t[5] = {0}, sum = 0, opt = 0;
-	const Plan *p = b->plan[PLAN_TRAIN];
 	int i, c;
 
 	for (i = 0; i < p->nstep; i++)
@@ -126,11 +125,15 @@ modelled_line(const Bundle *b, Buf *o)
 		sum += t[c];
 	for (i = 0; i < b->plan[PLAN_UPDATE]->nstep; i++)
 		opt += b->plan[PLAN_UPDATE]->step[i].us;
-	buf_printf(o, "%-12s %.3f ms per micro-step of %ld tokens on %s (", "modelled",
-	           sum / 1e3, p->T, target_of(b->model)->name);
+	buf_printf(o, "%-12s %.3f ms per micro-step of %ld tokens on %s (", p == b->plan[PLAN_TRAIN] ? "modelled" :
+	           arena_printf(b->mem, "stage %s", b->model->stage[p->stage].name), sum / 1e3, p->T,
+	           target_of(b->model)->name);
 	for (c = 0; c < 5; c++)
 		buf_printf(o, "%s%s %.3f", c ? ", " : "", class[c], t[c] / 1e3);
-	buf_printf(o, "), optimizer %.3f ms per step\n", opt / 1e3);
+	if (p == b->plan[PLAN_TRAIN])
+		buf_printf(o, "), optimizer %.3f ms per step\n", opt / 1e3);
+	else
+		buf_puts(o, ")\n");
 }
 
 static void
@@ -190,13 +193,17 @@ report(const Bundle *b, Buf *o)
 	buf_printf(o, "%ld parameters, %ld tokens per micro-batch in sequences of %d\n\n", n,
 	           b->plan[PLAN_TRAIN]->T, m->seq);
 	glue_lines(b, o);
-	modelled_line(b, o);
+	modelled_line(b, b->plan[PLAN_TRAIN], o);
+	for (i = NPlans; i < b->nplan; i++)
+		if (b->plan[i]->g->mode == GRAPH_TRAIN)
+			modelled_line(b, b->plan[i], o);
 	buf_printf(o, "\nmemory\n");
 	for (i = 0; i < NArenas; i++) {
 		buf_printf(o, "%14zu  %s\n", b->nbytes[i], arena_name[i]);
 		sum += b->nbytes[i];
 	}
 	buf_printf(o, "%14zu  together\n", sum);
+	/* further stages run the same kernels */
 	for (i = 0; i < NPlans; i++)
 		program_table(b, b->plan[i], o);
 	for (i = 0; i < NPlans; i++)

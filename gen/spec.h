@@ -10,7 +10,7 @@
 #include "diag.h"
 
 enum { MaxLayers = 128, MaxLanes = 8, MaxSources = 4, MaxSkips = 8,
-       MaxGroups = 32, MaxFiles = 64, MaxStages = 16, MaxTargets = 4 };
+       MaxGroups = 32, MaxFiles = 64, MaxStages = 16 };
 
 /* a selection of layers or of sublayers */
 typedef struct {

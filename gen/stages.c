@@ -77,11 +77,11 @@ find_tokens(Ctx *c, const Stage *g, ModelStage *t)
 	t->micro = g->has_micro ? g->micro_batches : s->micro_batches;
 	t->seq = g->has_seq ? g->seq_len : s->seq_len;
 	t->max_doc = g->has_max_doc ? g->max_doc : s->max_doc;
+	t->T = step / t->micro;
 	if (step % t->micro)
 		ERR(c, key_of(c, g, g->has_micro, "micro_batches"), "%smicro_batches %d does not divide "
 		    "tokens_per_step %d", c->in, t->micro, step);
-	t->T = step / t->micro;
-	if (t->T % t->seq)
+	else if (t->T % t->seq)
 		ERR(c, key_of(c, g, g->has_seq, "seq_len"), "%sseq_len %d does not divide the %d tokens of a "
 		    "micro-batch", c->in, t->seq, t->T);
 	if ((long)t->T * c->m->F > 1L << 40)
@@ -204,8 +204,22 @@ check_run(Ctx *c)
 		ERR(c, "train.untie", "there is no stage %s", s->untie);
 }
 
-/* requires: dimensions of m.  provides: m->stage, final; T, seq and windows of the stage that
- * is planned for */
+/* Sampling predicts one token at a time: a longer context than this is rarely worth its rows. */
+enum { MostLogitsRows = 2048 };
+
+static void
+find_seq(Model *m)
+{
+	int i;
+
+	m->logits_T = m->val_seq < MostLogitsRows ? m->val_seq : MostLogitsRows;
+	m->seq_varies = m->logits_T != m->val_seq;
+	for (i = 0; i < m->nstage; i++)
+		m->seq_varies |= m->stage[i].seq != m->val_seq;
+}
+
+/* requires: dimensions of m.  provides: m->stage, planned, steps, final_window, logits_T;
+ * model_stage makes of them the T, seq, windows and frequencies of one */
 void
 model_stages(Arena *a, Diag *d, Model *m)
 {
@@ -247,6 +261,7 @@ model_stages(Arena *a, Diag *d, Model *m)
 	if (s->nfinal_window || s->has_final_long)
 		check_windows(&c, m->final_window, s->val_seq_len, "train.val_seq_len", "train.final");
 	check_run(&c);
+	find_seq(m);
 }
 
 static void
@@ -288,6 +303,15 @@ model_eval(Arena *a, const Model *m, int i)
 }
 
 Model *
+model_logits(Arena *a, const Model *m)
+{
+	Model *r = model_stage(a, m, m->nstage - 1);
+
+	r->T = r->seq = m->logits_T;
+	return r;
+}
+
+Model *
 model_reduced(Arena *a, const Model *m, long rows, long seq)
 {
 	Model *r = model_stage(a, m, m->planned);
@@ -303,7 +327,30 @@ model_reduced(Arena *a, const Model *m, long rows, long seq)
 	r->planned = 0;
 	r->val_T = t->T;
 	r->val_seq = t->seq;
+	r->logits_T = t->seq;
 	r->final_window = t->window;
 	take_stage(r, t);
 	return r;
+}
+
+Graph *
+graph_stage(Arena *a, const Graph *g, const Model *m)
+{
+	Graph *h = NEW(a, Graph);
+	Val *v;
+	int i;
+
+	*h = *g;
+	h->model = m;
+	h->T = m->T;
+	h->v = NEWN(a, Val, g->n);
+	memcpy(h->v, g->v, (size_t)g->n * sizeof *g->v);
+	for (i = 0; i < g->n; i++) {
+		v = &h->v[i];
+		if (v->op != OP_ATTN && v->op != OP_ATTN_BWD)
+			continue;
+		v->attr[0] = m->sub[v->sub].window;
+		v->num = m->attn_scale;
+	}
+	return h;
 }

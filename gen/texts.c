@@ -516,13 +516,13 @@ emit_texts(Bundle *b)
 	Plan *p;
 	int i, j;
 
-	for (i = 0; i < NPlans; i++) {
+	for (i = 0; i < b->nplan; i++) {
 		p = b->plan[i];
 		for (j = 0; j < p->nstep; j++)
 			step_text(b, p, &p->step[j]);
 	}
 	row = NEWN(b->mem, bool, b->ntext);
-	for (i = 0; i < NPlans; i++)
+	for (i = 0; i < b->nplan; i++)
 		for (j = 0; j < b->plan[i]->nstep; j++)
 			if (b->plan[i]->step[j].kind == STEP_ROW ||
 			    b->plan[i]->step[j].kind == STEP_TAIL)

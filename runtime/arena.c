@@ -78,7 +78,7 @@ run_bind(Run *r)
 {
 	int i, j;
 
-	for (i = 0; i < NProg; i++)
+	for (i = 0; i < r->nprog; i++)
 		for (j = 0; j < r->prog[i].nstep; j++)
 			if (r->prog[i].step[j].kind == ST_LAUNCH)
 				bind_launch(r, &r->prog[i].step[j]);

@@ -14,15 +14,16 @@ typedef struct { const char *name; int n; bool gemm; double runs, s, nbytes, flo
 static void
 fill_inputs(Run *r)
 {
-	int32_t *tok = NEWN(r->mem, int32_t, r->tokens + 1);
+	const RunProg *p = run_prog(r, PROG_TRAIN);
+	int32_t *tok = NEWN(r->mem, int32_t, p->tokens + 1);
 	uint32_t x = 1;
 	long i;
 
-	for (i = 0; i <= r->tokens; i++) {
+	for (i = 0; i <= p->tokens; i++) {
 		x = x * 1664525 + 1013904223;
 		tok[i] = (int32_t)((x >> 8) % (uint32_t)r->vocab);
 	}
-	inputs_fill(r, tok, tok + 1, r->tokens);
+	inputs_fill(r, p, tok, tok + 1);
 }
 
 /* the site without its layer: layers.3.mlp.up fwd -> mlp.up fwd */
@@ -71,6 +72,7 @@ add_rows(const Run *r, const RunProg *p, const double *t, double runs, Row *row,
 
 typedef struct {
 	Run *r;
+	const RunStage *stage;          /* that with the most tokens */
 	double *train, *update;         /* seconds per step index */
 	long steps;
 	double seconds;                 /* of them, on the wall */
@@ -88,12 +90,14 @@ bench_open(Bench *b, const char *dir, int device, int nthreads)
 	run_open(r, device, nthreads);
 	run_init_params(r, r->seed);
 	fill_inputs(r);
+	b->stage = &r->stage[run_prog(r, PROG_TRAIN)->stage];
 	sched = run_at(r, (Place){ AR_SCHED, 0 });
 	sched[1] = 1;
+	run_targets(r, b->stage->first, sched + 8);
 	/* GPUs multiply zeros faster than numbers: the gradients are not zero */
 	if (r->target == TARGET_CUDA)
-		sched[2] = 1 / (float)(r->tokens * r->micro);
-	run_put(r, AR_SCHED, 0, 3 * sizeof *sched);
+		sched[2] = 1 / (float)(b->stage->tokens * b->stage->micro);
+	run_put(r, AR_SCHED, 0, (8 + MaxTargets) * sizeof *sched);
 	run_program(r, PROG_TRAIN);
 	run_program(r, PROG_UPDATE);
 	run_sync(r);
@@ -111,7 +115,7 @@ run_steps(Bench *b, bool each)
 	b->seconds = seconds_now();
 	for (k = 0; k < b->steps; k++) {
 		run_zero(r, AR_GRADS);
-		for (m = 0; m < r->micro; m++)
+		for (m = 0; m < b->stage->micro; m++)
 			if (each)
 				run_program_timed(r, PROG_TRAIN, b->train);
 			else
@@ -131,7 +135,7 @@ make_rows(Bench *b)
 	const RunProg *tr = &b->r->prog[PROG_TRAIN], *up = &b->r->prog[PROG_UPDATE];
 
 	b->row = NEWN(b->r->mem, Row, tr->nstep + up->nstep);
-	b->nrow = add_rows(b->r, tr, b->train, (double)(b->steps * b->r->micro), b->row, 0);
+	b->nrow = add_rows(b->r, tr, b->train, (double)(b->steps * b->stage->micro), b->row, 0);
 	b->nrow = add_rows(b->r, up, b->update, (double)b->steps, b->row, b->nrow);
 	qsort(b->row, (size_t)b->nrow, sizeof *b->row, row_cmp);
 }
@@ -231,8 +235,8 @@ bench(const char *dir, long steps, int device, int nthreads)
 	} else {
 		table_cpu(&b);
 	}
-	tokens = (double)(r->tokens * r->micro * steps);
-	printf("%ld steps of %ld tokens on ", steps, r->tokens * r->micro);
+	tokens = (double)(b.stage->tokens * b.stage->micro * steps);
+	printf("%ld steps of %ld tokens on ", steps, b.stage->tokens * b.stage->micro);
 	if (cuda)
 		printf("%s", cuda_name(r));
 	else

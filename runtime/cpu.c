@@ -100,7 +100,7 @@ cpu_gemm_open(Run *r)
 	int i, j, most = 0;
 
 	r->gemm = gemm_new(r->pool);
-	for (i = 0; i < NProg; i++) {
+	for (i = 0; i < r->nprog; i++) {
 		for (j = 0; j < r->prog[i].nstep; j++)
 			prepare(r, &r->prog[i].step[j]);
 		if (most < r->prog[i].nstep)

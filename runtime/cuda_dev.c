@@ -271,7 +271,7 @@ point_at_arguments(Run *r)
 	RunStep *s;
 	int i, j, k;
 
-	for (i = 0; i < NProg; i++)
+	for (i = 0; i < r->nprog; i++)
 		for (j = 0; j < r->prog[i].nstep; j++) {
 			s = &r->prog[i].step[j];
 			s->param = NEWN(r->mem, void *, s->narg + 1);

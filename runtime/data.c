@@ -228,11 +228,11 @@ data_open(const Run *r, int nfile, const char *const *files, const char *base,
 	int i;
 
 	d->mem = mem;
-	d->seq = r->seq;
+	d->seq = train ? r->stage[0].seq : r->prog[r->stage[0].eval].seq;
 	d->bos = r->bos;
-	d->documents = r->packing_documents;
+	d->documents = train ? r->packing_documents : r->val_documents;
 	d->shuffle = r->shuffle && train;
-	d->max_doc = r->max_doc;
+	d->max_doc = train ? r->stage[0].max_doc : r->max_doc;
 	d->seed = r->seed;
 	if (nfile == 0)
 		die("data.%s: no files are given; set it, or use `data: auto`",
@@ -338,6 +338,22 @@ static long
 unit(const Data *d, long i)
 {
 	return d->order ? (long)d->order[i] : i;
+}
+
+void
+data_stage(Data *d, long seq, long max_doc)
+{
+	d->max_doc = max_doc;
+	if (seq == d->seq)
+		return;
+	d->seq = seq;
+	d->row = NEWN(d->mem, int32_t, seq + 1);
+	if (d->documents)
+		return;
+	units_count(d, true);
+	if (d->shuffle)
+		d->order = NEWN(d->mem, uint32_t, d->nunit);
+	epoch_begin(d, d->epoch + 1);
 }
 
 /* -- reading -- */
@@ -467,13 +483,13 @@ data_sequences(const Data *d)
 /* -- inputs of the kernels -- */
 
 static void
-docstart_fill(const Run *r, const int32_t *tokens, long n, int32_t *out)
+docstart_fill(const Run *r, const RunProg *p, const int32_t *tokens, int32_t *out)
 {
 	int32_t start = 0;
 	long i;
 
-	for (i = 0; i < n; i++) {
-		if (i % r->seq == 0 ||
+	for (i = 0; i < p->tokens; i++) {
+		if (i % p->seq == 0 ||
 		    (r->document_mask && tokens[i] == r->bos))
 			start = (int32_t)i;
 		out[i] = start;
@@ -482,21 +498,21 @@ docstart_fill(const Run *r, const int32_t *tokens, long n, int32_t *out)
 
 /* of two rows per token (docs/spec.md, paired heads) */
 static void
-pair_docstart_fill(const Run *r, const int32_t *tokens, long n, int32_t *out)
+pair_docstart_fill(const Run *r, const RunProg *p, const int32_t *tokens, int32_t *out)
 {
 	long i;
 
-	docstart_fill(r, tokens, n, out);
-	for (i = 2 * n - 1; i >= 0; i--)
+	docstart_fill(r, p, tokens, out);
+	for (i = 2 * p->tokens - 1; i >= 0; i--)
 		out[i] = 2 * out[i / 2];
 }
 
 /* 32-bit arithmetic that wraps, on what the first position's row number has
  * overwritten (docs/spec.md, sources) */
 static int32_t
-bigram_quirk(const Run *r, const int32_t *tokens, long i, int rows)
+bigram_quirk(const RunProg *p, const int32_t *tokens, long i, int rows)
 {
-	uint32_t before = i % r->seq == 1 ? (uint32_t)rows - 1 : (uint32_t)tokens[i - 1];
+	uint32_t before = i % p->seq == 1 ? (uint32_t)rows - 1 : (uint32_t)tokens[i - 1];
 	int64_t h = (int32_t)((36313 * (uint32_t)tokens[i]) ^ (27191 * before));
 
 	h %= rows - 1;
@@ -504,50 +520,50 @@ bigram_quirk(const Run *r, const int32_t *tokens, long i, int rows)
 }
 
 static int32_t
-bigram(const Run *r, const RunInput *in, const int32_t *tokens, long i)
+bigram(const RunProg *p, const RunInput *in, const int32_t *tokens, long i)
 {
 	uint64_t h;
 
-	if (i % r->seq == 0 || in->rows < 2)
+	if (i % p->seq == 0 || in->rows < 2)
 		return in->rows - 1;
 	if (in->quirk)
-		return bigram_quirk(r, tokens, i, in->rows);
+		return bigram_quirk(p, tokens, i, in->rows);
 	h = (36313 * (uint64_t)tokens[i]) ^ (27191 * (uint64_t)tokens[i - 1]);
 	return (int32_t)(h % ((uint64_t)in->rows - 1));
 }
 
 static int32_t
-row_key(const Run *r, const RunInput *in, const int32_t *tokens, long i)
+row_key(const RunProg *p, const RunInput *in, const int32_t *tokens, long i)
 {
 	return in->kind == IN_ORDER_TOKENS ? tokens[i]
-	                                   : bigram(r, in, tokens, i);
+	                                   : bigram(p, in, tokens, i);
 }
 
 /* Stable counting sort: rows by key, ties in row order.  start[k] … start[k+1]
  * is bucket k; it first counts one bucket up, so that the running sum leaves
  * the ends, and placing from the back moves them to the beginnings. */
 static void
-order_fill(const Run *r, const RunInput *in, const int32_t *tokens, long n)
+order_fill(const Run *r, const RunProg *p, const RunInput *in, const int32_t *tokens)
 {
-	int32_t *order = run_at(r, in->at), *start = order + r->tokens;
-	long i;
+	int32_t *order = run_at(r, in->at), *start = order + p->tokens;
+	long i, n = p->tokens;
 	int k;
 
 	memset(start, 0, ((size_t)in->rows + 1) * sizeof *start);
 	for (i = 0; i < n; i++)
-		start[row_key(r, in, tokens, i)]++;
+		start[row_key(p, in, tokens, i)]++;
 	for (k = 0; k < in->rows; k++)
 		start[k + 1] += start[k];
 	for (i = n - 1; i >= 0; i--)
-		order[--start[row_key(r, in, tokens, i)]] = (int32_t)i;
+		order[--start[row_key(p, in, tokens, i)]] = (int32_t)i;
 }
 
-/* requires: tokens in 0 … vocab-1, n a multiple of seq or less than it, at most
- * Run.tokens.  targets may be NULL where there are none. */
+/* requires: as many tokens as p runs on, in 0 … vocab-1.  targets may be NULL where
+ * there are none.  Only a train program scatters: only it needs orders. */
 void
-inputs_fill(Run *r, const int32_t *tokens, const int32_t *targets, long n)
+inputs_fill(Run *r, const RunProg *p, const int32_t *tokens, const int32_t *targets)
 {
-	size_t nbytes = (size_t)n * sizeof *tokens;
+	size_t nbytes = (size_t)p->tokens * sizeof *tokens;
 	const RunInput *in;
 	int32_t *out;
 	long i;
@@ -564,18 +580,19 @@ inputs_fill(Run *r, const int32_t *tokens, const int32_t *targets, long n)
 				memcpy(out, targets, nbytes);
 			break;
 		case IN_DOCSTART:
-			docstart_fill(r, tokens, n, out);
+			docstart_fill(r, p, tokens, out);
 			break;
 		case IN_PAIR_DOCSTART:
-			pair_docstart_fill(r, tokens, n, out);
+			pair_docstart_fill(r, p, tokens, out);
 			break;
 		case IN_HASH:
-			for (i = 0; i < n; i++)
-				out[i] = bigram(r, in, tokens, i);
+			for (i = 0; i < p->tokens; i++)
+				out[i] = bigram(p, in, tokens, i);
 			break;
 		case IN_ORDER_TOKENS:
 		case IN_ORDER_HASH:
-			order_fill(r, in, tokens, n);
+			if (p->kind == PROG_TRAIN)
+				order_fill(r, p, in, tokens);
 			break;
 		}
 	}

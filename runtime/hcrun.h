@@ -44,7 +44,20 @@ typedef struct {
 	int positions, columns;
 	float *frequency;               /* [columns] */
 	bool bf16;                      /* entries are rounded to it */
+	int stage;                      /* the first it is for */
 } RunTable;
+
+/* A part of the run.  The last is what follows the last step: a validation. */
+typedef struct {
+	const char *name;
+	long first, end;                /* steps first … end - 1 */
+	long tokens, seq, micro;        /* tokens per micro-batch */
+	long max_doc;
+	double lr_mul;
+	int ntarget;
+	double target[MaxTargets], target_end[MaxTargets];
+	int train, eval;                /* its programs; train of the last: -1 */
+} RunStage;
 
 /* What a CUDA kernel takes, in bytes but for registers (per thread). */
 typedef struct {
@@ -92,7 +105,13 @@ typedef struct {
 
 enum { PROG_TRAIN, PROG_EVAL, PROG_LOGITS, PROG_UPDATE, NProg };
 
-typedef struct { const char *name; long tokens; int nstep; RunStep *step; } RunProg;
+typedef struct {
+	const char *name;
+	int kind, stage;                /* PROG_…; a stage's, or 0 */
+	long tokens, seq;
+	int nstep;
+	RunStep *step;
+} RunProg;
 
 typedef struct Pool Pool;
 typedef struct Gemm Gemm;
@@ -123,18 +142,22 @@ typedef struct Run {
 	int target;
 	const char *name, *spec_hash;
 	int layers, lanes, width, vocab, padded;
-	long tokens, seq, micro;        /* tokens per micro-batch */
+	long most_tokens;               /* of the program with the most rows */
 	int bos;
 	bool document_mask;             /* attention stops at bos */
 	bool storage_bf16, gemm_bf16;
 	/* train */
-	long steps, warmup, val_every, val_tokens, log_every;
+	long steps, scheduled;          /* all; those of the schedule */
+	long warmup, val_every, val_tokens, log_every;
 	double lr, cooldown, floor, clip;
+	double loss_scale;              /* 0: 1/(tokens of the step) */
+	int nstage;                     /* without the last entry */
+	RunStage *stage;                /* [nstage + 1] */
 	enum { RUN_COOL_CONSTANT, RUN_COOL_LINEAR, RUN_COOL_COSINE } cooldown_kind;
 	long long seed;
 	/* data */
-	bool packing_documents, shuffle;
-	long max_doc;
+	bool packing_documents, val_documents, shuffle;
+	long max_doc;                   /* of validation */
 	int ntrainfile, nvalfile;
 	const char **trainfile, **valfile;
 
@@ -149,7 +172,9 @@ typedef struct Run {
 	RunInput *input;
 	RunTable *table;
 	RunKernel *kernel;
-	RunProg prog[NProg];
+	RunProg *prog;                  /* prog[PROG_…] first, then further stages' */
+	int nprog, at[NProg];           /* at: the program of a kind in the stage that is on */
+	int on, filled;                 /* the stage; that whose tables are filled, or -1 */
 	Place logits;                   /* output of the logits program */
 	long logits_ld;
 
@@ -215,6 +240,8 @@ void run_sync(Run *r);                  /* all that was queued is done */
 char *run_host(Run *r, int arena);      /* arena[], made if it was not there */
 void run_forget(Run *r, int arena);     /* a mirror's memory can go */
 void run_inputs(Run *r);                /* call before writing to inputs */
+void run_stage(Run *r, int stage);      /* its programs and tables from now on */
+const RunProg *run_prog(const Run *r, int prog);        /* of the stage that is on */
 void arenas_map(Run *r);                /* arena.c: host memory for all */
 void arenas_unmap(Run *r);
 char *arena_map(const char *what, size_t nbytes);       /* NULL for none */
@@ -300,7 +327,7 @@ void compile_close(Run *r);
 char *kernel_read(Run *r, int k, Arena *mem, size_t *n);
 
 /* launch.c */
-void run_program(Run *r, int prog);     /* all steps, in order */
+void run_program(Run *r, int prog);     /* PROG_… of the stage that is on: all steps, in order */
 /* the same, calling after(ctx, step index) behind each step */
 void run_program_each(Run *r, int prog, void (*after)(void *, int), void *ctx);
 /* seconds per step index are added to t[] (may be NULL) */
@@ -336,18 +363,21 @@ int data_main(int argc, char **argv);   /* argv[0] is "bytes" or "show" */
 /* data.c: batches */
 typedef struct Data Data;
 /* files: paths or globs, or "auto"; relative to base.  bos, packing etc. from
- * r.  die()s on a missing, truncated or foreign file, or a token >= vocab. */
+ * r, as its first stage or its validation wants them.  die()s on a missing, truncated or
+ * foreign file, or a token >= vocab. */
 Data *data_open(const Run *r, int nfile, const char *const *files,
                 const char *base, bool train);
 void data_close(Data *d);
 long data_sequences(const Data *d);     /* per epoch */
 /* Next `rows` sequences of seq tokens: tokens and targets, rows*seq each. */
 void data_next(Data *d, int32_t *tokens, int32_t *targets, long rows);
+/* Sequences of another length from now on.  Documents go on; of a stream a new epoch begins. */
+void data_stage(Data *d, long seq, long max_doc);
 void data_rewind(Data *d);
 long data_tokens(const Data *d);        /* of the stream: all shards */
 void data_copy(const Data *d, long first, long n, uint16_t *out);
-/* Everything the inputs arena needs, from tokens: docstart, hashes, orders. */
-void inputs_fill(Run *r, const int32_t *tokens, const int32_t *targets, long n);
+/* Everything a program needs in the inputs arena, from its tokens. */
+void inputs_fill(Run *r, const RunProg *p, const int32_t *tokens, const int32_t *targets);
 
 /* ngram.c: nats per token of an order-2 model counted on train, over val;
  * vocab <= 512; a token equal to bos (-1: none) ends the context */
@@ -375,7 +405,12 @@ typedef struct {
 	int device;             /* DEV_… */
 } TrainOpts;
 int train(const TrainOpts *o);
-double run_sched(const Run *r, long t); /* sched(t) of docs/spec.md */
+/* s(t) of docs/spec.md, "Learning rate" */
+double run_sched(const Run *r, long t);
+int run_stage_of(const Run *r, long t); /* the stage of step t; nstage behind the last */
+long run_tokens(const Run *r, long t);  /* of the first t steps together */
+/* weights of the targets at step t, zeros behind the last */
+void run_targets(const Run *r, long t, float w[MaxTargets]);
 int sample(const char *rundir, const char *prompt, long n, double temperature,
            long long seed, int device, int nthreads);
 int doctor(bool json);

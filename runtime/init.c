@@ -178,9 +178,17 @@ void
 run_fill_tables(Run *r)
 {
 	Table a;
-	int i;
+	int i, last = -1;
 
+	for (i = 0; i < r->ntable; i++)
+		if (r->table[i].stage <= r->on && r->table[i].stage > last)
+			last = r->table[i].stage;
+	if (last == r->filled)
+		return;
+	r->filled = last;
 	for (i = 0; i < r->ntable; i++) {
+		if (r->table[i].stage != last)
+			continue;
 		a.table = &r->table[i];
 		a.dst = run_at(r, a.table->at);
 		pool_run(r->pool, table_item, &a, a.table->positions);

@@ -17,10 +17,30 @@ run_step(Run *r, RunStep *s)
 	}
 }
 
+const RunProg *
+run_prog(const Run *r, int prog)
+{
+	return &r->prog[r->at[prog]];
+}
+
+/* Tables are filled anew where another stage has other ones: three times in a run. */
+void
+run_stage(Run *r, int stage)
+{
+	const RunStage *s = &r->stage[stage];
+
+	if (s->train >= 0)
+		r->at[PROG_TRAIN] = s->train;
+	r->at[PROG_EVAL] = s->eval;
+	r->on = stage;
+	if (r->ops)
+		run_fill_tables(r);
+}
+
 void
 run_program(Run *r, int prog)
 {
-	RunProg *p = &r->prog[prog];
+	RunProg *p = &r->prog[r->at[prog]];
 	int i;
 
 	for (i = 0; i < p->nstep; i++)
@@ -30,7 +50,7 @@ run_program(Run *r, int prog)
 void
 run_program_each(Run *r, int prog, void (*after)(void *, int), void *ctx)
 {
-	RunProg *p = &r->prog[prog];
+	RunProg *p = &r->prog[r->at[prog]];
 	int i;
 
 	for (i = 0; i < p->nstep; i++) {
@@ -43,7 +63,7 @@ run_program_each(Run *r, int prog, void (*after)(void *, int), void *ctx)
 void
 run_program_timed(Run *r, int prog, double *t)
 {
-	RunProg *p = &r->prog[prog];
+	RunProg *p = &r->prog[r->at[prog]];
 	int i;
 
 	r->ops->mark(r, 0);

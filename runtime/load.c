@@ -18,7 +18,7 @@ const char *const arena_names[NArena] = {
 };
 
 /* Least sizes: docs/emitted.md names what stands there. */
-enum { SchedBytes = 5 * 4, ResultBytes = 8 };
+enum { SchedBytes = (8 + MaxTargets) * 4, ResultBytes = 8 };
 
 /* What a CUDA launch can ask for: threads of a block; dynamic shared memory of
  * a block on sm_90 and sm_100, the most that any GPU has. */
@@ -33,7 +33,7 @@ load_top(Load *l)
 
 	line_next(l);
 	line_expect(l, "hcgen-manifest");
-	if (line_integer(l, "version", 0, MaxCount) != 1)
+	if (line_integer(l, "version", 0, MaxCount) != 2)
 		line_bad(l, "this is another version of the manifest: "
 			 "run `hcgen emit` again");
 	line_end(l);
@@ -66,14 +66,9 @@ load_model(Load *l)
 	line_end(l);
 	line_next(l);
 	line_expect(l, "batch");
-	r->tokens = line_key_integer(l, "tokens", 1, 1L << 30);
-	r->seq = line_key_integer(l, "seq", 1, r->tokens);
-	r->micro = line_key_integer(l, "micro", 1, 1L << 30);
+	r->most_tokens = line_key_integer(l, "most", 1, 1L << 30);
 	r->bos = (int)line_key_integer(l, "bos", 0, MaxWidth);
 	r->document_mask = line_key_integer(l, "mask", 0, 1) != 0;
-	if (r->tokens % r->seq != 0)
-		line_bad(l, "tokens %ld is not a multiple of seq %ld", r->tokens,
-			 r->seq);
 	line_end(l);
 	line_next(l);
 	line_expect(l, "numerics");
@@ -90,12 +85,19 @@ load_train(Load *l)
 	Run *r = l->run;
 	static const int kinds[] = {RUN_COOL_CONSTANT, RUN_COOL_LINEAR,
 	                            RUN_COOL_COSINE};
+	char *w;
 	int kind;
 
 	line_next(l);
 	line_expect(l, "train");
 	r->steps = line_key_integer(l, "steps", 0, 1L << 40);
+	r->scheduled = line_key_integer(l, "scheduled", 0, r->steps);
 	r->lr = line_key_real(l, "lr", 0, 1e30);
+	line_expect(l, "scale");
+	w = line_word(l, "scale");
+	r->loss_scale = strcmp(w, "mean") == 0 ? 0 : line_to_real(l, w, "scale");
+	if (r->loss_scale < 0)
+		line_bad(l, "scale %g is below 0", r->loss_scale);
 	r->warmup = line_key_integer(l, "warmup", 0, 1L << 40);
 	r->cooldown = line_key_real(l, "cooldown", 0, 1);
 	kind = kinds[CHOICE(l, "cooldown", "constant", "linear", "cosine")];
@@ -121,9 +123,42 @@ load_data(Load *l)
 	line_expect(l, "data");
 	line_expect(l, "packing");
 	r->packing_documents = CHOICE(l, "packing", "stream", "documents");
+	line_expect(l, "val_packing");
+	r->val_documents = CHOICE(l, "packing", "stream", "documents");
 	r->shuffle = line_key_integer(l, "shuffle", 0, 1);
 	r->max_doc = line_key_integer(l, "max_doc", 0, 1L << 40);
 	line_end(l);
+}
+
+/* what a program of a stage without lines of its own is: found in stages_close */
+static void
+load_stage(Load *l)
+{
+	Run *r = l->run;
+	RunStage s = {.train = -1, .eval = -1};
+	int i;
+
+	if (l->run->nprog)
+		line_bad(l, "stages come before programs");
+	s.name = line_name(l, "name", "");
+	s.first = line_key_integer(l, "steps", 0, r->steps);
+	s.end = line_integer(l, "end", s.first, r->steps);
+	s.tokens = line_key_integer(l, "tokens", 1, r->most_tokens);
+	s.seq = line_key_integer(l, "seq", 1, s.tokens);
+	s.micro = line_key_integer(l, "micro", 1, 1L << 30);
+	s.max_doc = line_key_integer(l, "max_doc", 0, 1L << 40);
+	s.lr_mul = line_key_real(l, "lr_mul", 0, 1e30);
+	s.ntarget = (int)line_key_integer(l, "targets", 1, MaxTargets);
+	for (i = 0; i < s.ntarget; i++) {
+		s.target[i] = line_key_real(l, "from", 0, 1e30);
+		s.target_end[i] = line_key_real(l, "to", 0, 1e30);
+	}
+	if (s.tokens % s.seq != 0)
+		line_bad(l, "tokens %ld is not a multiple of seq %ld", s.tokens, s.seq);
+	if (s.first != (r->nstage ? r->stage[r->nstage - 1].end : 0))
+		line_bad(l, "stage %s begins at step %ld, not where the one before ends", s.name, s.first);
+	line_end(l);
+	*PUSH(l->mem, r->stage, r->nstage, l->capstage) = s;
 }
 
 /* lines of any number */
@@ -250,8 +285,11 @@ static void
 load_table(Load *l)
 {
 	RunTable t = {0};
-	char *at = line_word(l, "a place");
+	char *at;
 	int i;
+
+	t.stage = (int)line_integer(l, "stage", 0, l->run->nstage - 1);
+	at = line_word(l, "a place");
 
 	t.sine = CHOICE(l, "table", "rope_cos", "rope_sin");
 	t.positions = (int)line_integer(l, "positions", 1, 1L << 30);
@@ -277,7 +315,7 @@ load_order(Load *l, RunInput *in)
 
 	in->kind = hash ? IN_ORDER_HASH : IN_ORDER_TOKENS;
 	in->rows = (int)line_integer(l, "rows", 1, 1L << 30);
-	in->at = line_to_place(l, at, 4 * (l->run->tokens + in->rows + 1), 4);
+	in->at = line_to_place(l, at, 4 * (l->run->most_tokens + in->rows + 1), 4);
 	if (hash)
 		in->quirk = CHOICE(l, "hash", "clean", "quirk");
 	if (!hash && in->rows < l->run->vocab)
@@ -296,7 +334,7 @@ load_input(Load *l)
 	} else {
 		in.kind = kind == 0 ? IN_TOKENS : kind == 1 ? IN_TARGETS :
 		          kind == 2 ? IN_DOCSTART : kind == 5 ? IN_PAIR_DOCSTART : IN_HASH;
-		in.at = line_place(l, (kind == 5 ? 8 : 4) * l->run->tokens, 4);
+		in.at = line_place(l, (kind == 5 ? 8 : 4) * l->run->most_tokens, 4);
 		if (kind == 3) {
 			in.rows = (int)line_integer(l, "rows", 2, 1L << 30);
 			in.quirk = CHOICE(l, "hash", "clean", "quirk");
@@ -316,10 +354,12 @@ load_output(Load *l)
 
 	if (l->have_logits)
 		line_bad(l, "a second output");
+	if (r->nprog <= PROG_LOGITS)
+		line_bad(l, "an output before program logits");
 	line_expect(l, "logits");
 	at = line_word(l, "a place");
 	r->logits_ld = line_integer(l, "leading dimension", r->padded, MaxWidth);
-	r->logits = line_to_place(l, at, 4 * line_product(l, "logits", r->seq,
+	r->logits = line_to_place(l, at, 4 * line_product(l, "logits", r->prog[PROG_LOGITS].tokens,
 							  r->logits_ld), 4);
 	l->have_logits = true;
 	line_end(l);
@@ -376,7 +416,7 @@ load_line(Load *l)
 
 	switch (CHOICE(l, "line", "trainfile", "valfile", "arena", "param",
 	               "table", "input", "output", "kernel", "program",
-	               "launch", "gemm", "copy")) {
+	               "launch", "gemm", "copy", "stage")) {
 	case 0:
 		load_file(l, &r->trainfile, &r->ntrainfile, &l->captrain);
 		break;
@@ -412,6 +452,9 @@ load_line(Load *l)
 		break;
 	case 11:
 		load_step(l, load_copy);
+		break;
+	case 12:
+		load_stage(l);
 		break;
 	}
 }
@@ -466,16 +509,47 @@ count_inputs(const Run *r, int kind)
 	return n;
 }
 
+/* Which programs each stage has: a train program of its own, and validation as in the stage
+ * before where it has none. */
+static void
+stages_close(Load *l)
+{
+	Run *r = l->run;
+	RunStage *s;
+	int i;
+
+	if (!r->nstage || r->stage[r->nstage - 1].end != r->steps)
+		line_bad(l, "the stages are not %ld steps", r->steps);
+	*PUSH(l->mem, r->stage, r->nstage, l->capstage) = (RunStage){.name = "end", .first = r->steps, .end = r->steps,
+	                                                             .train = -1, .eval = -1};
+	r->nstage--;
+	for (i = 0; i < r->nprog; i++) {
+		s = &r->stage[r->prog[i].stage];
+		if (r->prog[i].kind == PROG_TRAIN)
+			s->train = i;
+		if (r->prog[i].kind == PROG_EVAL)
+			s->eval = i;
+	}
+	for (i = 0; i <= r->nstage; i++) {
+		s = &r->stage[i];
+		if (i && s->eval < 0)
+			s->eval = s[-1].eval;
+		if (s->eval < 0 || (i < r->nstage && s->train < 0))
+			line_bad(l, "stage %s has no program %s", s->name, prog_names[s->eval < 0 ? PROG_EVAL : PROG_TRAIN]);
+		if (i < r->nstage && (r->prog[s->train].tokens != s->tokens || r->prog[s->train].seq != s->seq))
+			line_bad(l, "stage %s: its program runs on %ld tokens in sequences of %ld", s->name,
+				 r->prog[s->train].tokens, r->prog[s->train].seq);
+	}
+}
+
 static void
 check_whole(Load *l)
 {
 	Run *r = l->run;
-	int i;
 
-	for (i = 0; i < NProg; i++)
-		if (!r->prog[i].name)
-			line_bad(l, "no program %s: the manifest is cut off",
-				 prog_names[i]);
+	if (r->nprog < NProg)
+		line_bad(l, "no program %s: the manifest is cut off", prog_names[r->nprog]);
+	stages_close(l);
 	if (!l->have_logits)
 		line_bad(l, "no output logits");
 	if (count_inputs(r, IN_TOKENS) != 1 || count_inputs(r, IN_TARGETS) != 1)
@@ -523,6 +597,7 @@ run_load(const char *dir)
 {
 	Arena *mem = arena_new("run");
 	Load l = {.mem = mem, .run = NEW(mem, Run)};
+	int i;
 
 	l.c = newlocale(LC_ALL_MASK, "C", (locale_t)0);
 	if (l.c == (locale_t)0)
@@ -539,6 +614,10 @@ run_load(const char *dir)
 	while (line_next(&l))
 		load_line(&l);
 	check_whole(&l);
+	for (i = 0; i < NProg; i++)
+		l.run->at[i] = i;
+	l.run->filled = -1;
+	l.run->on = l.run->prog[PROG_TRAIN].stage;
 	freelocale(l.c);
 	return l.run;
 }

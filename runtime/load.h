@@ -26,7 +26,7 @@ typedef struct {
 	char *p;                /* rest of the line, NULL at its end */
 	int line;
 	locale_t c;             /* numbers are read in the C locale */
-	int capparam, capinput, captable, capkernel, captrain, capval, capstep;
+	int capparam, capinput, captable, capkernel, captrain, capval, capstep, capstage, capprog;
 	RunProg *prog;          /* the one that steps belong to */
 	bool have_logits;
 } Load;

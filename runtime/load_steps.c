@@ -24,20 +24,26 @@ void
 load_program(Load *l)
 {
 	Run *r = l->run;
-	int i = line_choice(l, "program", NProg, prog_names);
-	long tokens = line_integer(l, "tokens", 0, r->tokens);
-	long want = i == PROG_UPDATE ? 0 : i == PROG_LOGITS ? r->seq :
-	                                                      r->tokens;
+	RunProg p = {0};
+	int i;
 
-	l->prog = &r->prog[i];
+	p.kind = line_choice(l, "program", NProg, prog_names);
+	p.name = prog_names[p.kind];
+	p.stage = (int)line_integer(l, "stage", 0, r->nstage);
+	p.tokens = line_key_integer(l, "tokens", 0, r->most_tokens);
+	p.seq = line_key_integer(l, "seq", 0, r->most_tokens);
+	if (!r->nstage || (p.stage == r->nstage && p.kind != PROG_EVAL))
+		line_bad(l, "program %s: there is no stage %d", p.name, p.stage);
+	if (p.kind == PROG_UPDATE ? p.tokens != 0 : p.seq == 0 || p.tokens % p.seq != 0 || p.tokens == 0)
+		line_bad(l, "program %s: %ld tokens in sequences of %ld", p.name, p.tokens, p.seq);
+	if (r->nprog < NProg ? p.kind != r->nprog : p.kind > PROG_EVAL)
+		line_bad(l, "program %s does not come here", p.name);
+	for (i = 0; i < r->nprog; i++)
+		if (r->prog[i].kind == p.kind && r->prog[i].stage == p.stage)
+			line_bad(l, "a second program %s of stage %d", p.name, p.stage);
+	l->prog = PUSH(l->mem, r->prog, r->nprog, l->capprog);
+	*l->prog = p;
 	l->capstep = 0;
-	if (l->prog->name)
-		line_bad(l, "a second program %s", prog_names[i]);
-	if (tokens != want)
-		line_bad(l, "program %s runs on %ld tokens, not %ld", prog_names[i],
-			 want, tokens);
-	l->prog->name = prog_names[i];
-	l->prog->tokens = tokens;
 	line_end(l);
 }
 

@@ -31,7 +31,7 @@ struct Log {
 	bool text, bar, json;
 	bool complained;                /* metrics could not be written */
 	double smooth, weight;          /* loss: sum and weight of the mean */
-	double step_seconds;            /* smoothed the same way */
+	double step_seconds, step_tokens;       /* smoothed the same way */
 	double val, ngram;              /* NAN: none yet */
 	bool val_fresh;
 	LogStep last;
@@ -165,6 +165,7 @@ void
 log_start(Log *l, int nthreads)
 {
 	const Run *r = l->r;
+	const RunStage *s;
 	Buf b = {0};
 
 	if (ftruncate(fileno(l->metrics), 0) != 0)
@@ -183,7 +184,11 @@ log_start(Log *l, int nthreads)
 	cpu_json(&b);
 	buf_printf(&b, ",\"threads\":%d,\"seed\":%lld,\"steps\":%ld,"
 	           "\"tokens_per_step\":%ld,\"edited_kernels\":%d", nthreads,
-	           r->seed, r->steps, r->tokens * r->micro, r->nedited);
+	           r->seed, r->steps, run_tokens(r, 1), r->nedited);
+	buf_puts(&b, ",\"stages\":{");
+	for (s = r->stage; s < r->stage + r->nstage; s++)
+		buf_printf(&b, "%s\"%s\":%ld", s > r->stage ? "," : "", s->name, s->first);
+	buf_puts(&b, "}");
 	metrics_line(l, &b);
 }
 
@@ -201,6 +206,14 @@ smooth_loss(const Log *l)
 	return l->weight > 0 ? l->smooth / l->weight : NAN;
 }
 
+/* of the steps smoothed over */
+static double
+rate(const Log *l)
+{
+	return l->step_seconds > 0 ? l->step_tokens / l->step_seconds : 0;
+}
+
+/* Stages differ in tokens, and a token takes about the same time in all. */
 static double
 seconds_left(const Log *l)
 {
@@ -208,9 +221,9 @@ seconds_left(const Log *l)
 	long left = r->steps - l->last.step;
 	double s;
 
-	if (l->weight <= 0)
+	if (rate(l) <= 0)
 		return 0;
-	s = (double)left * l->step_seconds / l->weight;
+	s = (double)(run_tokens(r, r->steps) - run_tokens(r, l->last.step)) / rate(l);
 	if (r->val_every > 0)
 		s += (double)(left / r->val_every) * l->val_seconds;
 	return s;
@@ -231,8 +244,7 @@ static double
 line_rate(const Log *l)
 {
 	double s = l->seconds - l->line_seconds;
-	double n = (double)(l->last.step - l->line_step) *
-	           (double)(l->r->tokens * l->r->micro);
+	double n = (double)(run_tokens(l->r, l->last.step) - run_tokens(l->r, l->line_step));
 
 	return s > 0 ? n / s : 0;
 }
@@ -292,15 +304,12 @@ put_bar(Buf *b, long done, long all, int width)
 static void
 put_status(Buf *b, const Log *l)
 {
-	double tokens = (double)(l->r->tokens * l->r->micro);
-
 	buf_printf(b, "%ld/%ld  loss %.3f", l->last.step, l->r->steps,
 	           smooth_loss(l));
 	if (!isnan(l->val))
 		buf_printf(b, "  val %.3f", l->val);
-	if (l->step_seconds > 0)
-		buf_printf(b, "  %.0f tok/s",
-		           tokens * l->weight / l->step_seconds);
+	if (rate(l) > 0)
+		buf_printf(b, "  %.0f tok/s", rate(l));
 	put_eta(b, l);
 }
 
@@ -336,6 +345,8 @@ smooth_step(Log *l, const LogStep *s)
 		return;
 	l->smooth = Past * l->smooth + (1 - Past) * s->loss;
 	l->step_seconds = Past * l->step_seconds + (1 - Past) * s->seconds;
+	l->step_tokens = Past * l->step_tokens +
+	                 (1 - Past) * (double)(run_tokens(l->r, s->step) - run_tokens(l->r, s->step - 1));
 	l->weight = Past * l->weight + (1 - Past);
 }
 
@@ -359,7 +370,7 @@ log_step(Log *l, const LogStep *s, bool val_next)
 	put_number(&b, "loss", s->loss);
 	put_number(&b, "lr", s->lr);
 	put_number(&b, "norm", s->norm);
-	buf_printf(&b, ",\"tokens\":%ld", s->step * l->r->tokens * l->r->micro);
+	buf_printf(&b, ",\"tokens\":%ld", run_tokens(l->r, s->step));
 	put_ms(&b, s->seconds);
 	metrics_line(l, &b);
 	if (!l->text)
@@ -390,7 +401,7 @@ log_val(Log *l, long step, double loss, long tokens, double seconds)
 static void
 end_text(Log *l, const char *what, long step, const char *file)
 {
-	double tokens = (double)step * (double)(l->r->tokens * l->r->micro);
+	double tokens = (double)run_tokens(l->r, step);
 	Buf b = {0};
 
 	buf_printf(&b, "%s: %ld steps, %.2f M tokens", what, step,

@@ -394,7 +394,7 @@ lt_open(Run *r)
 	lt->cache = cache_open(mem);
 	cuda_must(r, api.cuEventCreate(&lt->start, CU_EVENT_DEFAULT), "making an event");
 	cuda_must(r, api.cuEventCreate(&lt->end, CU_EVENT_DEFAULT), "making an event");
-	for (i = 0; i < NProg; i++)
+	for (i = 0; i < r->nprog; i++)
 		for (j = 0; j < r->prog[i].nstep; j++)
 			if (r->prog[i].step[j].kind == ST_GEMM)
 				prepare(r, &r->prog[i].step[j]);

@@ -12,7 +12,7 @@ kernel_site(const Run *r, int k)
 {
 	int i, j;
 
-	for (i = 0; i < NProg; i++)
+	for (i = 0; i < r->nprog; i++)
 		for (j = 0; j < r->prog[i].nstep; j++)
 			if (r->prog[i].step[j].kind == ST_LAUNCH &&
 			    r->prog[i].step[j].kernel == k)
@@ -30,7 +30,7 @@ kernel_mismatch(const Run *r, int k)
 
 	if (!kernel->measured || kernel->res.arguments < 0)
 		return NULL;
-	for (i = 0; i < NProg; i++)
+	for (i = 0; i < r->nprog; i++)
 		for (j = 0; j < r->prog[i].nstep; j++) {
 			s = &r->prog[i].step[j];
 			if (s->kind == ST_LAUNCH && s->kernel == k &&

@@ -295,12 +295,13 @@ static const float *
 logits_run(Sampler *s)
 {
 	Run *r = s->r;
-	long n = s->n < r->seq ? s->n : r->seq;
+	const RunProg *p = run_prog(r, PROG_LOGITS);
+	long n = s->n < p->seq ? s->n : p->seq;
 	const float *logit;
 	int i;
 
 	memcpy(s->window, s->token + (s->n - n), (size_t)n * sizeof(int32_t));
-	inputs_fill(r, s->window, NULL, r->seq);
+	inputs_fill(r, p, s->window, NULL);
 	run_program(r, PROG_LOGITS);
 	run_get(r, r->logits.arena,
 	        r->logits.off + (size_t)((n - 1) * r->logits_ld) * sizeof *logit,
@@ -336,7 +337,8 @@ sampler_open(Sampler *s, const char *rundir, int device, int nthreads)
 	model_open(s, rundir, device, nthreads);
 	s->bytes = s->r->vocab == ByteVocab && s->r->bos == ByteBos;
 	s->bos = s->r->bos < s->r->vocab ? s->r->bos : -1;
-	s->window = NEWN(s->mem, int32_t, s->r->seq);
+	run_stage(s->r, s->r->nstage);
+	s->window = NEWN(s->mem, int32_t, run_prog(s->r, PROG_LOGITS)->tokens);
 	s->weight = NEWN(s->mem, double, s->r->vocab);
 }
 

@@ -70,26 +70,56 @@ signals_release(void)
 
 /* -- schedule -- */
 
+/* how far the cooldown is at step t: 0 … 1 */
 static double
-cooldown_factor(const Run *r, long t)
+cooled(const Run *r, long t)
 {
-	long e = lround(r->cooldown * (double)r->steps);
-	double x;
+	double n = (double)r->scheduled, c = floor(n * (1 - r->cooldown)), x;
 
-	if (r->cooldown_kind == RUN_COOL_CONSTANT || t < r->steps - e)
-		return 1;
-	x = (double)(t - (r->steps - e) + 1) / (double)e;
-	if (r->cooldown_kind == RUN_COOL_LINEAR)
-		return 1 - (1 - r->floor) * x;
-	return r->floor + (1 - r->floor) * 0.5 * (1 + cos(acos(-1) * x));
+	if (r->cooldown_kind == RUN_COOL_CONSTANT || c >= n)
+		return 0;
+	x = fmin(1, fmax(0, ((double)t - c) / (n - c)));
+	return r->cooldown_kind == RUN_COOL_LINEAR ? x : 0.5 * (1 - cos(acos(-1) * x));
+}
+
+int
+run_stage_of(const Run *r, long t)
+{
+	int i;
+
+	for (i = 0; i < r->nstage && t >= r->stage[i].end; i++)
+		;
+	return i;
+}
+
+long
+run_tokens(const Run *r, long t)
+{
+	const RunStage *s;
+	long n = 0;
+
+	for (s = r->stage; s < r->stage + r->nstage && t > s->first; s++)
+		n += ((t < s->end ? t : s->end) - s->first) * s->tokens * s->micro;
+	return n;
 }
 
 double
 run_sched(const Run *r, long t)
 {
-	double warm = t < r->warmup ? (double)(t + 1) / (double)r->warmup : 1;
+	double warm = t < r->warmup ? (double)(t + 1) / (double)r->warmup : 1, f = cooled(r, t);
 
-	return warm * cooldown_factor(r, t);
+	return warm * (r->stage[run_stage_of(r, t)].lr_mul * (1 - f) + r->floor * f);
+}
+
+void
+run_targets(const Run *r, long t, float w[MaxTargets])
+{
+	const RunStage *s = &r->stage[run_stage_of(r, t)];
+	double x = s->end > s->first ? (double)(t - s->first) / (double)(s->end - s->first) : 0;
+	int k;
+
+	for (k = 0; k < MaxTargets; k++)
+		w[k] = k < s->ntarget ? (float)(s->target[k] + (s->target_end[k] - s->target[k]) * x) : 0;
 }
 
 /* -- one step -- */
@@ -97,11 +127,25 @@ run_sched(const Run *r, long t)
 static void
 batch_run(Train *t, Data *d, int program)
 {
-	Run *r = t->r;
+	const RunProg *p = run_prog(t->r, program);
 
-	data_next(d, t->tokens, t->targets, r->tokens / r->seq);
-	inputs_fill(r, t->tokens, t->targets, r->tokens);
-	run_program(r, program);
+	data_next(d, t->tokens, t->targets, p->tokens / p->seq);
+	inputs_fill(t->r, p, t->tokens, t->targets);
+	run_program(t->r, program);
+}
+
+/* the stage of step t, if it is another than that which is on */
+static void
+stage_enter(Train *t, long step)
+{
+	Run *r = t->r;
+	int i = run_stage_of(r, step);
+
+	if (i == r->on)
+		return;
+	run_stage(r, i);
+	if (i < r->nstage)
+		data_stage(t->data, r->stage[i].seq, r->stage[i].max_doc);
 }
 
 /* see docs/emitted.md for the words of sched and result.  A device is asked
@@ -115,16 +159,18 @@ step_run(Train *t)
 	double *result = (double *)r->arena[AR_RESULT], began = seconds_now();
 	double factor = run_sched(r, t->step);
 	LogStep s = {.step = t->step + 1, .lr = r->lr * factor, .norm = NAN};
-	long i, all = r->tokens * r->micro;
+	const RunStage *stage = &r->stage[r->on];
+	long i, all = stage->tokens * stage->micro;
 
 	sched[0] = (float)factor;
 	sched[1] = (float)(t->step + 1);
-	sched[2] = (float)(1.0 / (double)all);
+	sched[2] = (float)(r->loss_scale > 0 ? r->loss_scale : 1.0 / (double)all);
+	run_targets(r, t->step, sched + 8);
 	result[0] = 0;
-	run_put(r, AR_SCHED, 0, 3 * sizeof *sched);
+	run_put(r, AR_SCHED, 0, (8 + MaxTargets) * sizeof *sched);
 	run_put(r, AR_RESULT, 0, sizeof *result);
 	run_zero(r, AR_GRADS);
-	for (i = 0; i < r->micro; i++)
+	for (i = 0; i < stage->micro; i++)
 		batch_run(t, t->data, PROG_TRAIN);
 	run_program(r, PROG_UPDATE);
 	run_fetch(r, AR_RESULT, 0, sizeof *result);
@@ -158,7 +204,7 @@ static bool
 validate(Train *t)
 {
 	double *result = (double *)t->r->arena[AR_RESULT], began = seconds_now();
-	long i, n = t->val_batches * t->r->tokens;
+	long i, n = t->val_batches * run_prog(t->r, PROG_EVAL)->tokens;
 	double loss;
 
 	data_rewind(t->val);
@@ -194,7 +240,8 @@ ngram_report(Train *t)
 {
 	Arena *a = arena_new("ngram");
 	Run *r = t->r;
-	long n = data_tokens(t->data), m = t->val_batches * r->tokens, i, k = 0;
+	const RunProg *p = run_prog(r, PROG_EVAL);
+	long n = data_tokens(t->data), m = t->val_batches * p->tokens, i, k = 0;
 	uint16_t *train_tok, *val_tok = NEWN(a, uint16_t, m + 1);
 
 	if (n > NgramTokens)
@@ -203,11 +250,11 @@ ngram_report(Train *t)
 	data_copy(t->data, 0, n, train_tok);
 	data_rewind(t->val);
 	while (k < m) {
-		data_next(t->val, t->tokens, t->targets, r->tokens / r->seq);
-		for (i = 0; i < r->tokens; i++)
+		data_next(t->val, t->tokens, t->targets, p->tokens / p->seq);
+		for (i = 0; i < p->tokens; i++)
 			val_tok[k++] = (uint16_t)t->tokens[i];
 	}
-	val_tok[k] = (uint16_t)t->targets[r->tokens - 1];
+	val_tok[k] = (uint16_t)t->targets[p->tokens - 1];
 	log_ngram(t->log, ngram_nats(train_tok, n, val_tok, m + 1, r->vocab,
 	                             ByteBos));
 	arena_free(a);
@@ -220,8 +267,8 @@ is_text(const Train *t)
 {
 	const Run *r = t->r;
 
-	return r->vocab == ByteVocab && r->bos == ByteBos && !r->packing_documents &&
-	       t->val_batches * r->tokens < data_tokens(t->val);
+	return r->vocab == ByteVocab && r->bos == ByteBos && !r->val_documents &&
+	       t->val_batches * run_prog(r, PROG_EVAL)->tokens < data_tokens(t->val);
 }
 
 /* -- a run -- */
@@ -253,22 +300,22 @@ data_report(const Train *t)
 		return;
 	printf("data: %.2f M tokens to train on, %ld sequences; validation on "
 	       "%ld tokens\n", (double)data_tokens(t->data) / 1e6,
-	       data_sequences(t->data), t->val_batches * t->r->tokens);
+	       data_sequences(t->data), t->val_batches * run_prog(t->r, PROG_EVAL)->tokens);
 }
 
 static void
 data_prepare(Train *t)
 {
 	Run *r = t->r;
+	const RunProg *eval = run_prog(r, PROG_EVAL);
 	long have;
 
 	t->data = data_open(r, r->ntrainfile, r->trainfile, t->o->base, true);
 	t->val = data_open(r, r->nvalfile, r->valfile, t->o->base, false);
-	t->tokens = NEWN(t->mem, int32_t, r->tokens);
-	t->targets = NEWN(t->mem, int32_t, r->tokens);
-	have = data_sequences(t->val) * r->seq;
-	t->val_batches = (r->val_tokens < have ? r->val_tokens : have) /
-	                 r->tokens;
+	t->tokens = NEWN(t->mem, int32_t, r->most_tokens);
+	t->targets = NEWN(t->mem, int32_t, r->most_tokens);
+	have = data_sequences(t->val) * eval->seq;
+	t->val_batches = (r->val_tokens < have ? r->val_tokens : have) / eval->tokens;
 	/* a validation text shorter than a batch is then read again */
 	if (t->val_batches == 0)
 		t->val_batches = 1;
@@ -320,6 +367,7 @@ train_open(Train *t)
 
 	t->mem = arena_new("train");
 	t->r = run_load(t->o->dir);
+	run_stage(t->r, 0);
 	run_directory(t);
 	t->log = log_open(t->mem, t->r, t->o);
 	if (t->r->steps > 0)
@@ -349,6 +397,7 @@ train_steps(Train *t)
 		ngram_report(t);
 	data_rewind(t->data);
 	while (t->step < t->r->steps && !stopping) {
+		stage_enter(t, t->step);
 		s = step_run(t);
 		if (isfinite(s.loss) && isfinite(s.norm))
 			t->step++;
@@ -356,6 +405,8 @@ train_steps(Train *t)
 		         t->step == s.step);
 		if (!step_finite(&s))
 			return EX_NUMERICS;
+		if (t->step == t->r->steps)
+			stage_enter(t, t->step);
 		if (val_due(t->r, t->step) && !stopping && !validate(t))
 			return EX_NUMERICS;
 	}

@@ -378,7 +378,7 @@ input_range(const Verify *v, int which)
 static Range
 operand_range(const Verify *v, const Opd *o)
 {
-	size_t table = (size_t)v->m->seq * (v->m->paired ? 2 : 1) * (size_t)(v->m->rot / 2) * 4;
+	size_t table = (size_t)v->b->positions * (v->m->paired ? 2 : 1) * (size_t)(v->m->rot / 2) * 4;
 	const Buffer *buf;
 
 	if (o->kind == OPD_BUF) {
@@ -470,7 +470,8 @@ begin_step(Verify *v, long tokens)
 	run_zero(v->r, A_RESULT);
 	sched[0] = sched[1] = 1;
 	sched[2] = 1 / (float)tokens;
-	run_put(v->r, A_SCHED, 0, 3 * sizeof *sched);
+	run_targets(v->r, v->r->stage[0].first, sched + 8);
+	run_put(v->r, A_SCHED, 0, (8 + MaxTargets) * sizeof *sched);
 }
 
 static void
@@ -595,7 +596,7 @@ verify_random(Verify *v)
 	int32_t *tok;
 	int j;
 
-	v->b = generate(v->a, shrink(v, v->o->rows), 0, device_target(v->o->device), "");
+	v->b = generate(v->a, shrink(v, v->o->rows), device_target(v->o->device), "");
 	v->m = v->b->model;
 	v->p = v->b->plan[PLAN_TRAIN];
 	open_run(v);
@@ -605,7 +606,7 @@ verify_random(Verify *v)
 		run_get(v->r, A_WEIGHTS, 0, v->r->arena_size[A_WEIGHTS]);
 	tok = NEWN(v->a, int32_t, v->p->T + 1);
 	random_tokens(v, &seed, tok, v->p->T + 1);
-	inputs_fill(v->r, tok, tok + 1, v->p->T);
+	inputs_fill(v->r, run_prog(v->r, PROG_TRAIN), tok, tok + 1);
 	host_inputs(v);
 	begin_step(v, v->p->T);
 	v->shadow = NEWN(v->a, double *, v->m->nparam);
@@ -637,7 +638,7 @@ logits_of(Verify *v, const int32_t *tok, StTensor *t)
 	const float *l = run_at(v->r, v->r->logits);
 
 	for (r = 0; r < T; r += m->seq) {
-		inputs_fill(v->r, tok + r, NULL, m->seq);
+		inputs_fill(v->r, run_prog(v->r, PROG_LOGITS), tok + r, NULL);
 		run_program(v->r, PROG_LOGITS);
 		run_host(v->r, v->r->logits.arena);
 		run_get(v->r, v->r->logits.arena, v->r->logits.off,
@@ -657,7 +658,7 @@ read_tokens(Verify *v, int32_t *tok)
 	long T = v->p->T, seq = v->b->model->seq;
 	Data *d;
 
-	v->r->packing_documents = false;
+	v->r->val_documents = false;
 	v->r->shuffle = false;
 	d = data_open(v->r, 1, files, NULL, false);
 	if (data_tokens(d) < T + 1)
@@ -738,14 +739,15 @@ verify_user(Verify *v)
 	int32_t *tok;
 	double loss;
 
-	v->b = generate(v->a, v->m, 0, device_target(v->o->device), "");
+	v->m = model_reduced(v->a, v->m, v->m->T, v->m->seq);
+	v->b = generate(v->a, v->m, device_target(v->o->device), "");
 	v->p = v->b->plan[PLAN_TRAIN];
 	open_run(v);
 	params_load(v->r, v->o->params);
 	run_sync_weights(v->r);
 	tok = NEWN(v->a, int32_t, 2 * v->p->T);
 	read_tokens(v, tok);
-	inputs_fill(v->r, tok, tok + v->p->T, v->p->T);
+	inputs_fill(v->r, run_prog(v->r, PROG_TRAIN), tok, tok + v->p->T);
 	loss = v->o->reference ? reference(v) : run_once(v, tok);
 	printf("loss %.12g\n", loss);
 	run_close(v->r);

@@ -95,26 +95,27 @@ static const Case cases[] = {
 enum { NCase = sizeof cases / sizeof *cases, Room = 1 << 17 };  /* bytes per operand */
 
 static const char head_text[] =
-        "hcgen-manifest 1\n"
+        "hcgen-manifest 2\n"
         "name tiny\n"
         "spec 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n"
         "target cuda\n"
         "model layers 1 lanes 2 width 8 vocab 5 padded 8\n"
-        "batch tokens 16 seq 8 micro 2 bos 4 mask 0\n"
+        "batch most 16 bos 4 mask 0\n"
         "numerics storage bf16 gemm bf16\n"
-        "train steps 10 lr 0.003 warmup 2 cooldown 0.4 linear floor 0.1 "
+        "train steps 10 scheduled 8 lr 0.003 scale mean warmup 2 cooldown 0.4 linear floor 0.1 "
         "clip 1 val_every 5 val_tokens 64 log_every 1 seed 7\n"
-        "data packing stream shuffle 1 max_doc 0\n"
+        "data packing stream val_packing documents shuffle 1 max_doc 0\n"
+        "stage one steps 0 4 tokens 16 seq 8 micro 2 max_doc 0 lr_mul 1 targets 2 from 1 to 1 from 0.5 to 0\n"
+        "stage two steps 4 10 tokens 8 seq 4 micro 2 max_doc 7 lr_mul 1.5 targets 1 from 1 to 1\n"
         "arena params 256\narena weights 128\narena grads 256\narena moment1 256\n"
         "arena moment2 256\n";
 
 static const char tail_text[] =
-        "arena tables 256\narena inputs 256\narena sched 32\narena result 16\n"
+        "arena tables 256\narena inputs 256\narena sched 48\narena result 16\n"
         "param embed f32 8,8 params+0 weights+0 normal 1\n"
-        "table tables+0 rope_cos 8 4 f32 1 0.1 0.01 0.001\n"
+        "table 0 tables+0 rope_cos 8 4 f32 1 0.1 0.01 0.001\n"
         "input tokens inputs+0\n"
-        "input targets inputs+64\n"
-        "output logits acts+0 8\n";
+        "input targets inputs+64\n";
 
 static long
 size_of(const char *dt)
@@ -142,8 +143,9 @@ write_manifest(const char *train, const char *eval, const char *logits)
 	Buf b = {0};
 
 	buf_printf(&b, "%sarena acts %ld\n%s", head_text, 3L * NCase * Room, tail_text);
-	buf_printf(&b, "program train 16\n%sprogram eval 16\n%sprogram logits 8\n%s"
-	           "program update 0\n", train, eval, logits);
+	buf_printf(&b, "program train 0 tokens 16 seq 8\n%sprogram eval 0 tokens 16 seq 8\n%s"
+	           "program logits 1 tokens 8 seq 8\noutput logits acts+0 8\n%s"
+	           "program update 0 tokens 0 seq 0\nprogram train 1 tokens 8 seq 4\n", train, eval, logits);
 	write_text(path_of("manifest"), b.s);
 	buf_free(&b);
 }
@@ -294,7 +296,7 @@ run_batches(void *unused)
 	for (k = 0; k < 3; k++) {
 		for (i = 0; i < 16; i++)
 			tokens[k][i] = (i + k) % 5;
-		inputs_fill(r, tokens[k], tokens[k], 16);
+		inputs_fill(r, run_prog(r, PROG_TRAIN), tokens[k], tokens[k]);
 		run_program(r, prog[k]);
 	}
 	run_get(r, AR_ACTS, 0, 4096);

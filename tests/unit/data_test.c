@@ -124,7 +124,12 @@ run_new(int vocab, int bos, long seq)
 	r->vocab = vocab;
 	r->bos = bos;
 	r->document_mask = bos >= 0;
-	r->seq = seq;
+	r->stage = NEWN(mem, RunStage, 2);
+	r->stage[0].seq = seq;
+	r->stage[0].eval = PROG_EVAL;
+	r->prog = NEWN(mem, RunProg, NProg);
+	r->prog[PROG_EVAL].seq = r->prog[PROG_TRAIN].seq = seq;
+	r->prog[PROG_TRAIN].kind = PROG_TRAIN;
 	return r;
 }
 
@@ -317,12 +322,12 @@ test_open_errors(void)
 	           "16 tokens, but one sequence takes seq_len + 1 = 17",
 	           "more data");
 	o.file[0] = "low.bin";
-	r->packing_documents = true;
+	r->packing_documents = r->val_documents = true;
 	check_dies("documents-without-bos-in-data", open_data, &o, "data",
 	           "no token is data.bos = 256", "set data.bos");
 	o.file[0] = "auto";
 	r->vocab = 256;
-	r->packing_documents = false;
+	r->packing_documents = r->val_documents = false;
 	check_dies("auto-needs-257-tokens", open_data, &o, "data",
 	           "it is 256", "at least 257");
 }
@@ -440,7 +445,7 @@ test_packing(void)
 	check_rows("packing-stream-list-of-globs", d, 16, rows,
 	           naive_stream(&s, 16, rows));
 	data_close(d);
-	r->packing_documents = true;
+	r->packing_documents = r->val_documents = true;
 	d = data_open(r, 1, glob, ".", true);
 	check_rows("packing-documents", d, 16, rows,
 	           naive_documents(&s, 16, 256, 0, rows));
@@ -448,7 +453,7 @@ test_packing(void)
 	check_rows("rewind", d, 16, rows,
 	           naive_documents(&s, 16, 256, 0, rows));
 	data_close(d);
-	r->max_doc = 7;
+	r->max_doc = r->stage[0].max_doc = 7;
 	d = data_open(r, 1, glob, ".", true);
 	check_rows("packing-documents-max-doc", d, 16, rows,
 	           naive_documents(&s, 16, 256, 7, rows));
@@ -546,6 +551,46 @@ test_order_of(const char *kind, Run *r, const char *file, int step)
 	      i == OrderRows, "at %d", i);
 }
 
+/* A stage of other sequences: documents go on in the epoch's order, here two to a row of eleven;
+ * max_doc cuts them to three, four to a row.  A stream begins its next epoch, in rows of its own. */
+static void
+test_stages(Run *r)
+{
+	int32_t x[10 * 11], y[10 * 11];
+	int a[OrderRows], i;
+	bool good = true;
+	Data *d, *e;
+
+	r->packing_documents = true;
+	d = order_open(r, "documents.bin", 3, true);
+	order_of(d, a, 50, 1);
+	data_rewind(d);
+	data_next(d, x, y, 10);
+	data_stage(d, 2 * OrderSeq + 1, 0);
+	data_next(d, x, y, 10);
+	for (i = 0; i < 10; i++)
+		good = good && x[i * 11 + 1] == a[10 + 2 * i] && x[i * 11 + 7] == a[11 + 2 * i];
+	data_stage(d, 2 * OrderSeq + 1, 3);
+	data_next(d, x, y, 2);
+	for (i = 0; i < 8; i++)
+		good = good && x[i / 4 * 11 + 1 + 3 * (i % 4)] == a[30 + i];
+	check("stages-of-documents", good, "another order");
+	data_close(d);
+	r->packing_documents = false;
+	d = order_open(r, "order.bin", 3, true);
+	data_next(d, x, y, 10);
+	data_stage(d, 2 * OrderSeq, 0);
+	data_next(d, x, y, 10);
+	r->stage[0].seq = 2 * OrderSeq;
+	e = order_open(r, "order.bin", 3, true);
+	for (i = 0; i < OrderRows / 2; i += 10)
+		data_next(e, y, y, 10);
+	data_next(e, y, y + 1, 1);
+	check("stages-of-a-stream", data_sequences(d) == OrderRows / 2 && x[0] == y[0], "%d, expected %d", x[0], y[0]);
+	data_close(e);
+	data_close(d);
+}
+
 /* Document k is bos, k, …: as long as a sequence. */
 static void
 test_order(void)
@@ -564,8 +609,9 @@ test_order(void)
 			t[i * (OrderSeq + 1) + j] =
 			        (uint16_t)(j ? i : 60000);
 	shard_write("documents.bin", t, OrderRows * (OrderSeq + 1));
-	r->packing_documents = true;
+	r->packing_documents = r->val_documents = true;
 	test_order_of("documents", r, "documents.bin", 1);
+	test_stages(r);
 }
 
 /* -- inputs -- */
@@ -573,7 +619,7 @@ test_order(void)
 enum { InTokens = 96, InSeq = 16, InVocab = 50, InHash = 13 };
 
 static Run *
-inputs_run(int32_t *arena, int bos)
+inputs_run(int32_t *arena, int bos, int n)
 {
 	static RunInput in[] = {
 		{IN_TOKENS, {AR_INPUTS, 0}, 0},
@@ -585,7 +631,7 @@ inputs_run(int32_t *arena, int bos)
 	};
 	Run *r = run_new(InVocab, bos, InSeq);
 
-	r->tokens = InTokens;
+	r->prog[PROG_TRAIN].tokens = n;
 	r->input = in;
 	r->ninput = sizeof in / sizeof *in;
 	r->arena[AR_INPUTS] = (char *)arena;
@@ -599,13 +645,13 @@ order_is(const int32_t *got, const int32_t *key, int n, int rows)
 	int i = 0, k, row;
 
 	for (k = 0; k < rows; k++) {
-		if (got[InTokens + k] != i)
+		if (got[n + k] != i)
 			return false;
 		for (row = 0; row < n; row++)
 			if (key[row] == k && got[i++] != row)
 				return false;
 	}
-	return got[InTokens + rows] == n && i == n;
+	return got[n + rows] == n && i == n;
 }
 
 static void
@@ -613,7 +659,7 @@ check_inputs(const char *kind, int bos, int n)
 {
 	int32_t *a = NEWN(mem, int32_t, 2000), x[InTokens], y[InTokens];
 	int32_t start[InTokens], hash[InTokens];
-	Run *r = inputs_run(a, bos);
+	Run *r = inputs_run(a, bos, n);
 	int i, j;
 
 	for (i = 0; i < n; i++) {
@@ -626,7 +672,7 @@ check_inputs(const char *kind, int bos, int n)
 		        (((36313ull * (unsigned)x[i]) ^
 		          (27191ull * (unsigned)x[i - 1])) % (InHash - 1));
 	}
-	inputs_fill(r, x, y, n);
+	inputs_fill(r, &r->prog[PROG_TRAIN], x, y);
 	check(arena_printf(mem, "inputs-%s-tokens-targets", kind),
 	      memcmp(a, x, (size_t)n * 4) == 0 &&
 	      memcmp(a + 250, y, (size_t)n * 4) == 0, "differ");
@@ -649,11 +695,11 @@ test_hash_by_hand(void)
 	RunInput in = {IN_HASH, {AR_INPUTS, 0}, 1000};
 	Run *r = run_new(65536, -1, 2);
 
-	r->tokens = 2;
+	r->prog[PROG_TRAIN].tokens = 2;
 	r->input = &in;
 	r->ninput = 1;
 	r->arena[AR_INPUTS] = (char *)a;
-	inputs_fill(r, x, NULL, 2);
+	inputs_fill(r, &r->prog[PROG_TRAIN], x, NULL);
 	check("hash-by-hand", a[0] == 999 && a[1] == 933, "%d %d", a[0],
 	      a[1]);
 }
@@ -673,15 +719,15 @@ test_quirk_by_hand(void)
 	RunInput in = {IN_HASH, {AR_INPUTS, 0}, 251520, true};
 	Run *r = run_new(65536, -1, 4);
 
-	r->tokens = 8;
+	r->prog[PROG_TRAIN].tokens = 8;
 	r->input = &in;
 	r->ninput = 1;
 	r->arena[AR_INPUTS] = (char *)a;
-	inputs_fill(r, x, NULL, 8);
+	inputs_fill(r, &r->prog[PROG_TRAIN], x, NULL);
 	check("hash-quirk-by-hand", memcmp(a, want, sizeof want) == 0 &&
 	      memcmp(a + 4, want, sizeof want) == 0, "%d %d %d %d", a[0], a[1], a[2], a[3]);
 	in.quirk = false;
-	inputs_fill(r, x, NULL, 8);
+	inputs_fill(r, &r->prog[PROG_TRAIN], x, NULL);
 	check("hash-clean-beside-it", a[1] == 39834 && a[2] == want[2] && a[3] == want[3],
 	      "%d %d %d", a[1], a[2], a[3]);
 }

@@ -603,7 +603,7 @@ turned(const double *x, int c, int R, bool adjacent, double pos, int sign)
 
 	if (c >= R)
 		return x[c];
-	theta = pos * pow(50, -2. * j / R);
+	theta = (double)((float)pos * (float)pow(50, -2. * j / R));
 	cs = (float)cos(theta);
 	sn = sign * (double)(float)sin(theta);
 	a = adjacent ? 2 * j : j;
@@ -617,9 +617,15 @@ one_rotation(void *arg, char err[200])
 	const int *p = arg;     /* D, R, adjacent, sign */
 	Hand h = hand();
 	int cs = table(h.g, 0, p[1] / 2, false), sn = table(h.g, 1, p[1] / 2, false), r, b, t, c;
+	float freq[HandC];
+	Model m = *h.g->model;
 	bool ok = true;
 	Run u;
 
+	for (c = 0; c < p[1] / 2; c++)
+		freq[c] = (float)pow(50, -2. * c / p[1]);
+	m.freq = freq;
+	h.g->model = &m;
 	r = rotate(h.g, h.x, cs, sn, p[0], p[2] != 0, p[3]);
 	b = rotate(h.g, h.y, cs, sn, p[0], p[2] != 0, -p[3]);
 	u = run(&h);

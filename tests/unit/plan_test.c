@@ -636,7 +636,7 @@ memory(void)
 static char *
 whole_text(const Model *m)
 {
-	Bundle *b = generate(mem, m, 0, TO_CPU, "");
+	Bundle *b = generate(mem, m, TO_CPU, "");
 	Buf t = {0};
 	char *s;
 	int i;

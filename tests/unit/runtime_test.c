@@ -572,17 +572,19 @@ test_st(void)
 /* manifest */
 
 static const char good_manifest[] =
-        "hcgen-manifest 1\n"
+        "hcgen-manifest 2\n"
         "name tiny\n"
         "spec 0123456789abcdef0123456789abcdef"
         "0123456789abcdef0123456789abcdef\n"
         "target cpu\n"
         "model layers 1 lanes 2 width 8 vocab 5 padded 8\n"
-        "batch tokens 16 seq 8 micro 2 bos 4 mask 0\n"
+        "batch most 16 bos 4 mask 0\n"
         "numerics storage bf16 gemm bf16\n"
-        "train steps 10 lr 0.003 warmup 2 cooldown 0.4 linear floor 0.1 "
+        "train steps 10 scheduled 8 lr 0.003 scale mean warmup 2 cooldown 0.4 linear floor 0.1 "
         "clip 1 val_every 5 val_tokens 64 log_every 1 seed 7\n"
-        "data packing stream shuffle 1 max_doc 0\n"
+        "data packing stream val_packing documents shuffle 1 max_doc 0\n"
+        "stage one steps 0 4 tokens 16 seq 8 micro 2 max_doc 0 lr_mul 1 targets 2 from 1 to 1 from 0.5 to 0\n"
+        "stage two steps 4 10 tokens 8 seq 4 micro 2 max_doc 7 lr_mul 1.5 targets 1 from 1 to 1\n"
         "trainfile some where/*.bin\n"
         "trainfile auto\n"
         "valfile auto\n"
@@ -594,29 +596,32 @@ static const char good_manifest[] =
         "arena acts 4096\n"
         "arena tables 256\n"
         "arena inputs 512\n"
-        "arena sched 32\n"
+        "arena sched 48\n"
         "arena result 16\n"
         "param embed f32 8,8 params+0 weights+0 normal 1\n"
         "param hc.post f32 2,4 params+256 - values 1 -2.5 3e-1 4 5 6 7 8\n"
         "param norm f32 4 params+288 - const 1\n"
-        "table tables+0 rope_cos 8 4 f32 1 0.1 0.01 0.001\n"
-        "table tables+128 rope_sin 8 4 f32 1 0.1 0.01 0.001\n"
+        "table 0 tables+0 rope_cos 8 4 f32 1 0.1 0.01 0.001\n"
+        "table 0 tables+128 rope_sin 8 4 f32 1 0.1 0.01 0.001\n"
+        "table 1 tables+0 rope_cos 8 4 f32 1 0.2 0.01 0.001\n"
         "input tokens inputs+0\n"
         "input targets inputs+64\n"
         "input docstart inputs+128\n"
         "input hash inputs+192 9 clean\n"
         "input order tokens inputs+256 8\n"
-        "output logits acts+0 8\n"
         "kernel scale__n64 kernels/scale__n64.c\n"
-        "program train 16\n"
+        "program train 0 tokens 16 seq 8\n"
         "launch scale__n64 4 bytes 512 flops 64 : params+0 acts+256 i16 "
         "f2.5e+00 @ layers.0 test\n"
         "gemm nt 8 8 8 acc 0 a weights+0 bf16 8 b weights+0 bf16 8 "
         "c acts+512 f32 8 bytes 512 flops 1024 @ head\n"
         "copy acts+1024 acts+512 256 @ head\n"
-        "program eval 16\n"
-        "program logits 8\n"
-        "program update 0\n";
+        "program eval 0 tokens 16 seq 8\n"
+        "program logits 1 tokens 8 seq 8\n"
+        "output logits acts+0 8\n"
+        "program update 0 tokens 0 seq 0\n"
+        "program train 1 tokens 8 seq 4\n"
+        "program eval 2 tokens 8 seq 8\n";
 
 static const char scale_kernel[] =
         "typedef union { void *p; long i; double f; } HcArg;\n"
@@ -655,15 +660,15 @@ static void
 test_manifest_damage(Arena *mem)
 {
 	static const struct { const char *name, *from, *to, *say; } bad[] = {
-		{"version", "manifest 1", "manifest 2", ":1: this is another"},
-		{"no_header", "hcgen-manifest 1\n", "", ":1: expected"},
+		{"version", "manifest 2", "manifest 1", ":1: this is another"},
+		{"no_header", "hcgen-manifest 2\n", "", ":1: expected"},
 		{"name", "name tiny", "name ../x", ":2: name"},
 		{"hash", "0123456789abcdef0123", "z", ":3: "},
 		{"target", "target cpu", "target gpu", "is not a target"},
 		{"negative_size", "arena acts 4096", "arena acts -1",
-		 ":18: size: -1"},
+		 ":20: size: -1"},
 		{"huge_size", "arena acts 4096",
-		 "arena acts 99999999999999999999", ":18: size"},
+		 "arena acts 99999999999999999999", ":20: size"},
 		{"octal", "arena acts 4096", "arena acts 010", "not an integer"},
 		{"hexadecimal", "arena acts 4096", "arena acts 0x10",
 		 "not an integer"},
@@ -709,12 +714,22 @@ test_manifest_damage(Arena *mem)
 		{"copy_overlap", "copy acts+1024 acts+512", "copy acts+600 "
 		 "acts+512", "overlap"},
 		{"copy_too_long", "256 @ head", "9999 @ head", "beyond"},
-		{"step_first", "program train 16\n", "", "before the first"},
-		{"program_twice", "program eval", "program train", "second"},
-		{"program_tokens", "program eval 16", "program eval 15",
-		 "not 15"},
-		{"program_missing", "program update 0\n", "", "cut off"},
-		{"last_line_cut", "update 0\n", "update 0", "cut off"},
+		{"step_first", "program train 0 tokens 16 seq 8\n", "", "before the first"},
+		{"program_twice", "program eval 2", "program eval 0", "second"},
+		{"program_order", "program eval 0", "program logits 0", "does not come here"},
+		{"program_tokens", "program eval 0 tokens 16", "program eval 0 tokens 15", "15 tokens in sequences of 8"},
+		{"program_too_large", "program eval 0 tokens 16", "program eval 0 tokens 17", "17"},
+		{"program_stage", "program train 1", "program train 2", "no stage 2"},
+		{"program_of_stage", "program train 1 tokens 8 seq 4", "program train 1 tokens 8 seq 8", "its program runs on"},
+		{"program_missing", "program update 0 tokens 0 seq 0\nprogram train 1 tokens 8 seq 4\nprogram eval 2 tokens 8 seq 8\n",
+		 "", "cut off"},
+		{"stage_program_missing", "program train 1 tokens 8 seq 4\nprogram eval 2 tokens 8 seq 8\n", "",
+		 "stage two has no program train"},
+		{"stage_gap", "stage two steps 4 10", "stage two steps 5 10", "begins at step 5"},
+		{"stage_short", "stage two steps 4 10", "stage two steps 4 9", "not 10 steps"},
+		{"stage_tokens", "tokens 8 seq 4 micro", "tokens 80 seq 4 micro", "80"},
+		{"table_stage", "table 1 tables", "table 2 tables", "stage"},
+		{"last_line_cut", "eval 2 tokens 8 seq 8\n", "eval 2 tokens 8 seq 8", "cut off"},
 		{"unknown_line", "output logits", "outputs logits",
 		 "is not a line"},
 		{"escape_sequence", "head", "\033[2J", "a byte 27"},
@@ -753,6 +768,19 @@ test_manifest_noise(Arena *mem)
 	verdict(bad == 0, "manifest_noise: %d of 600 end badly", bad);
 }
 
+/* what each stage runs, and when */
+static bool
+stages_good(const Run *r)
+{
+	float w[MaxTargets];
+
+	run_targets(r, 1, w);
+	return r->nstage == 2 && r->stage[1].first == 4 && r->stage[1].max_doc == 7 && r->stage[0].train == PROG_TRAIN &&
+	       r->stage[1].train == NProg && r->stage[1].eval == PROG_EVAL && r->stage[2].eval == NProg + 1 &&
+	       r->val_documents && run_tokens(r, 5) == 4 * 32 + 16 && run_stage_of(r, 3) == 0 && run_stage_of(r, 4) == 1 &&
+	       run_stage_of(r, 10) == 2 && w[0] == 1 && w[1] == 0.375f && w[2] == 0;
+}
+
 static void
 test_manifest_good(void)
 {
@@ -760,7 +788,7 @@ test_manifest_good(void)
 	const RunStep *s = r->prog[PROG_TRAIN].step;
 	bool good;
 
-	good = r->layers == 1 && r->lanes == 2 && r->tokens == 16 &&
+	good = r->layers == 1 && r->lanes == 2 && r->most_tokens == 16 && stages_good(r) &&
 	       r->bos == 4 && !r->document_mask && r->storage_bf16 && r->lr == 0.003 &&
 	       r->cooldown_kind == RUN_COOL_LINEAR && r->seed == 7 &&
 	       r->ntrainfile == 2 &&
@@ -768,7 +796,7 @@ test_manifest_good(void)
 	       r->nparam == 3 && r->param[1].init == PI_VALUES &&
 	       r->param[1].values[1] == -2.5 && r->param[1].values[2] == 0.3 &&
 	       r->param[1].weights.arena == -1 && r->ninput == 5 &&
-	       r->input[3].rows == 9 && r->ntable == 2 && r->table[1].sine &&
+	       r->input[3].rows == 9 && r->ntable == 3 && r->table[1].sine &&
 	       r->prog[PROG_TRAIN].nstep == 3 && s[0].narg == 4 &&
 	       s[0].arg[3].f == 2.5 && s[0].items == 4 &&
 	       strcmp(s[0].site, "layers.0 test") == 0 && s[1].tb && !s[1].ta &&
@@ -830,9 +858,13 @@ test_init(Run *r)
 	verdict(fabs(sum / 1e6) < 4e-3 && fabs(square / 1e6 - 1) < 5.7e-3,
 	        "init_moments mean %.5f square %.5f", sum / 1e6, square / 1e6);
 	verdict(cos_at[0] == 1 && sin_at[0] == 0 &&
-	        close_to(cos_at[7 * 4 + 1], (float)cos(7 * 0.1)) &&
-	        close_to(sin_at[7 * 4 + 3], (float)sin(7 * 0.001)),
+	        close_to(cos_at[7 * 4 + 1], (float)cos((double)(7 * 0.1f))) &&
+	        close_to(sin_at[7 * 4 + 3], (float)sin((double)(7 * 0.001f))),
 	        "rotary_tables");
+	run_stage(r, 1);
+	verdict(close_to(cos_at[7 * 4 + 1], (float)cos((double)(7 * 0.2f))), "rotary_tables_of_the_next_stage");
+	run_stage(r, 0);
+	verdict(close_to(cos_at[7 * 4 + 1], (float)cos((double)(7 * 0.1f))), "rotary_tables_and_back");
 }
 
 static void

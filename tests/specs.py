@@ -30,7 +30,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "e2e"))
 from lib import HCGEN, ROOT, Random, expect, metrics, run, write_shard   # noqa: E402
 
 HERE = ROOT / "specs"
-QUICK = ["baseline", "exp05", "exp20", "exp40"]
+QUICK = ["baseline", "exp05", "exp40", "parallel-residuals"]
 
 # pairs that are one model with one text: only PyTorch code or the machine was other
 SAME = [("exp09", "exp07b"), ("exp26", "exp20"), ("exp27", "exp20"), ("exp35", "exp33"), ("exp41", "exp36"),
@@ -289,7 +289,7 @@ def a_difference_is_seen():
     raises(equal, HERE / "exp28.yaml", HERE / "exp27.yaml")
     for text in "hc.lanes: 9", "hc.sources.bigram.frist: both", "train.stages.second.seq_len: 5000":
         broken = folder() / "broken.yaml"
-        broken.write_text(f"extends: {HERE / 'exp20.yaml'}\n{text}\n")
+        broken.write_text(f"extends: {os.path.relpath(HERE / 'exp20.yaml', folder())}\n{text}\n")
         raises(resolved.__wrapped__, broken)
 
 

@@ -27,9 +27,11 @@ WORDS = {
     "lane": "lane {}", "layers": "in layers {}", "learned false": "frozen", "learned true": "learned",
     "leave keep": "lanes stay", "lr": "rate {}", "lr_mul": "rate times {}", "share": "{} parts of the steps",
     "shared true": "shared by the lanes", "site at_write": "at the write", "site before_read": "before the read",
+    "site on_branch": "on the branch's output", "lane all": "in every lane", "sublayers all": "everywhere",
+    "layers all": "in all layers", "outside true": "on one stream too", "split": "split in layers {}",
     "steps": "{} steps", "sublayer": "sublayer {}", "sublayers": "at {} alone",
 }
-WHOLE = {"hc.lanes": "{} lanes", "hc.coef_dtype": "coefficients in {}", "hc.layers": "lanes in layers {}",
+WHOLE = {"hc.lanes": "{} lanes", "hc.lanes 1": "one lane", "hc.layers all": "lanes in all layers", "hc.coef_dtype": "coefficients in {}", "hc.layers": "lanes in layers {}",
          "hc.output": "output {}", "plan.sources precompute": "sums of sources first"}
 
 
@@ -48,6 +50,7 @@ def spoken(value):
     value = value if value != "attn" else "attention"
     for pattern, words in ((r"{first: (\d+), last: (\d+)}", r"\1 to \2"), (r"{ramp: \[(.*), (.*)\]}", r"\1 to \2 by depth"),
                            (r"{attn: (.*), mlp: (.*)}", r"\1 on attention and \2 on the MLP"),
+                           (r"{except: \[(.*)\]}", r"all but \1"), (r"\[([^,]*,){8,}.*\]", "numbers of its own"),
                            (r"\[(.*)\]", r"\1")):
         value = re.sub(f"^{pattern}$", words, value)
     return value

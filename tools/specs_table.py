@@ -20,7 +20,8 @@ HEAD = ["spec", "base", "differs in", "val_loss", "steps", "step_ms", "verdict"]
 
 # what the last part of a key says of what stands before it; {} is the value
 WORDS = {
-    "attn_out zero": "output of attention from zero", "betas": "betas {}", "cooldown": "cooldown {}", "detach true": "detached",
+    "attn_out zero": "output of attention from zero", "betas": "betas {}", "cooldown": "cooldown {}",
+    "detach true": "detached",
     "first both": "twice at sublayer 0", "first in_place": "in place at sublayer 0",
     "first lane_init": "of sublayer 0 in the lane init", "granularity lane": "per lane",
     "granularity layer": "per layer", "granularity sublayer": "per sublayer", "init": "from {}", "kind x0": "a source",
@@ -29,10 +30,12 @@ WORDS = {
     "shared true": "shared by the lanes", "site at_write": "at the write", "site before_read": "before the read",
     "site on_branch": "on the branch's output", "lane all": "in every lane", "sublayers all": "everywhere",
     "layers all": "in all layers", "outside true": "on one stream too", "split": "split in layers {}",
-    "steps": "{} steps", "sublayer": "sublayer {}", "sublayers": "at {} alone",
+    "steps": "{} steps", "sublayer": "sublayer {}", "sublayers": "at {}",
 }
-WHOLE = {"hc.lanes": "{} lanes", "hc.lanes 1": "one lane", "hc.layers all": "lanes in all layers", "hc.coef_dtype": "coefficients in {}", "hc.layers": "lanes in layers {}",
-         "hc.output": "output {}", "plan.sources precompute": "sums of sources first"}
+WHOLE = {
+    "hc.lanes": "{} lanes", "hc.lanes 1": "one lane", "hc.layers": "lanes in layers {}", "hc.layers all": "lanes in all layers",
+    "hc.coef_dtype": "coefficients in {}", "hc.output": "output {}", "plan.sources precompute": "sums of sources first",
+}
 
 
 def flat(tree, path=""):

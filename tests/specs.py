@@ -12,6 +12,7 @@ One line per spec, then `N passed, N failed, N skipped`.
 """
 import argparse
 import atexit
+import fnmatch
 import functools
 import math
 import os
@@ -274,6 +275,45 @@ def only(a, b, which):
     expect(keys == which, f"{verdict}: {keys}, not {which}")
 
 
+def settings(keys, name):
+    """Optimizer, every, rate, betas and weight decay of a parameter: docs/spec.md, Groups"""
+    matrix = re.search(r"(^embed|^head|attn\.(qkv|out|value_embed)|mlp\.(up|down)|\.table)$", name)
+    p = {k: keys[f"optim.{k}"] for k in ("kind", "every", "betas", "weight_decay")}
+    p.update(lr=keys["train.lr"], lr_mul=1, weight_decay=p["weight_decay"] if matrix else 0)
+    own = re.sub(r"\.coef$", "", name)
+    p.update({k: keys[f"{own}.{k}"] for k in ("lr_mul", "betas") if f"{own}.{k}" in keys})
+    for at in dict.fromkeys(re.match(r"optim\.groups\.\w+\.", k)[0] for k in keys if k.startswith("optim.groups.")):
+        if any(fnmatch.fnmatchcase(name, m) for m in keys[at + "match"].split("|")):
+            p.update({k: keys[at + k] for k in p if at + k in keys})
+    return p["kind"], p["every"], round(p["lr"] * p["lr_mul"], 9), tuple(p["betas"]), round(p["weight_decay"], 9)
+
+
+# of modded-nanogpt's table, the decay of `down` halved since it is its rate that is doubled
+ADAM = {"embed|head": (0.008, (0.5, 0.95), 0.75), "layers.*.attn.value_embed|hc.sources.bigram.table": (0.6, (0.75, 0.95), 0.025),
+        "layers.*.attn.gate|layers.*.attn.value_gate": (0.008, (0.9, 0.99), 0.005),
+        "layers.*.attn.sa_lambda|smear.lambda|hc.resid_lambda|hc.sources.bigram.coef|hc.skips.skip.gate"
+        "|hc.backouts.backout.gate": (0.04, (0.9, 0.99), 0),
+        "hc.sources.x0.coef": (0.04, (0.65, 0.95), 0), "smear.weight": (8e-5, (0.9, 0.99), 0),
+        "hc.skips.skip.gate_weight": (4e-4, (0.9, 0.99), 0)}
+NORMUON = {"layers.*.attn.qkv|layers.*.attn.out|layers.*.mlp.up": (0.023, 1.2), "layers.*.mlp.down": (0.046, 0.6)}
+
+
+def settings_of_the_base():
+    """Every parameter of the base has its optimizer; coefficients of the lanes have none of the base's."""
+    keys = resolved(HERE / "baseline.yaml")
+    want = {m: ("cautious_adam", 2, *x) for ms, x in ADAM.items() for m in ms.split("|")}
+    want.update({m: ("normuon", 1, lr, (0, 0.95), wd) for ms, (lr, wd) in NORMUON.items() for m in ms.split("|")})
+    names = [line.split()[0] for line in call("check", HERE / "baseline.yaml", "--params").splitlines()]
+    expect(len(names) > 80, names)
+    for name in names:
+        is_ = settings(keys, name)
+        expect([is_] == [w for m, w in want.items() if fnmatch.fnmatchcase(name, m)], name, is_)
+    for spec, x0, beta2 in ("exp20", 0.008, 0.99), ("exp44", 0.008, 0.95), ("exp10", 0.04, 0.99):
+        keys = resolved(HERE / f"{spec}.yaml")
+        for name, lr in ("hc.post", 0.008), ("hc.resid_lambda", 0.04), ("hc.sources.x0.coef", x0):
+            expect(settings(keys, name) == ("cautious_adam", 2, lr, (0.9, beta2), 0), spec, name, settings(keys, name))
+
+
 def raises(f, *args):
     try:
         f(*args)
@@ -369,6 +409,7 @@ def main():
         for j in jobs:
             j.result()
     if not args.spec:
+        one("settings of the base", settings_of_the_base)
         one("a difference is seen", a_difference_is_seen)
     print(f"{Counts.passed} passed, {Counts.failed} failed, {Counts.skipped} skipped")
     sys.exit(Counts.failed > 0 or not Counts.passed)

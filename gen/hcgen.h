@@ -86,7 +86,8 @@ typedef struct {
 	double attn_scale;      /* scale and the windows of sublayers */
 	bool seq_varies;        /* programs differ in seq: texts take it as an argument */
 	int plan_T;             /* rows that the plan is chosen for: T, unless reduced */
-	int steps, nstage, planned;
+	int steps, scheduled;   /* all; those that stages share */
+	int nstage, planned;
 	ModelStage *stage;
 	int ntarget;            /* most targets of any stage */
 	int val_T, val_seq;     /* of validation */

@@ -75,7 +75,7 @@ head(const Bundle *b, Buf *o)
 	buf_printf(o, "batch most %ld bos %d mask %d\n", b->most_T, s->bos, s->document_mask);
 	buf_printf(o, "numerics storage %s gemm %s\n", s->storage == F_BF16 ? "bf16" : "f32",
 	           s->gemm == F_BF16 ? "bf16" : "f32");
-	buf_printf(o, "train steps %d scheduled %d", m->steps, s->steps);
+	buf_printf(o, "train steps %d scheduled %d", m->steps, m->scheduled);
 	num_field(o, "lr", s->lr);
 	buf_puts(o, " scale ");
 	if (s->loss_scale > 0)

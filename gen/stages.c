@@ -66,6 +66,7 @@ find_ends(Ctx *c, const Stage *const *of, int n)
 			    "of %d", t->name, t->first, c->s->steps);
 	}
 	c->m->steps = first;
+	c->m->scheduled = c->s->steps;
 }
 
 static void
@@ -322,6 +323,8 @@ model_reduced(Arena *a, const Model *m, long rows, long seq)
 		t->seq = (int)seq;
 	t->T = (int)((rows + t->seq - 1) / t->seq) * t->seq;
 	t->micro = 1;
+	t->first = 0;
+	t->end = r->steps = r->scheduled = 1;
 	r->stage = t;
 	r->nstage = 1;
 	r->planned = 0;

@@ -57,6 +57,10 @@ test: deps-test
 bless: all
 	sh tests/run bless
 
+# every spec through everything; SPECS="specs/a.yaml …" for some
+specs: all
+	/usr/bin/python3 tests/specs.py $(SPECS)
+
 soak: all
 	/usr/bin/python3 tests/soak.py $(or $(N),500)
 
@@ -77,4 +81,4 @@ wc:
 clean:
 	rm -rf $(B)
 
-.PHONY: all deps-run deps-test run test bless soak bench docs lint wc clean
+.PHONY: all deps-run deps-test run test bless specs soak bench docs lint wc clean

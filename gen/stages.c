@@ -54,7 +54,9 @@ find_ends(Ctx *c, const Stage *const *of, int n)
 	for (i = 0; i < n; i++) {
 		t = &c->m->stage[i];
 		t->first = first;
-		if (of[i]->has_steps) {
+		if (c->s->steps == 0) {
+			t->end = 0;
+		} else if (of[i]->has_steps) {
 			t->end = first + of[i]->steps;
 		} else {
 			sum += of[i]->share;

@@ -74,6 +74,8 @@ def _ends(spec):
         raise SpecError("train.stages: a share behind steps")
     if N and not shares:
         raise SpecError("train.stages: train.steps are of none")
+    if not N:
+        return [0] * len(chosen)
     total = sum(shares)
     ends = [math.floor(N * sum(shares[:k + 1]) / total + 0.5) for k in range(len(shares))]
     for s in list(chosen.values())[len(shares):]:

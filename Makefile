@@ -9,8 +9,8 @@ LDLIBS = -lyaml -lm -ldl -lpthread
 B = build
 
 # in the order of the pipeline
-GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model stages ir graph scales grad simplify \
-	terms pairs slots search lock why product rewrite recompute fuse steps steps_attn steps_head plan target mem lower lower_exp lower_loop lower_cuda lower_map lower_vec hoist stream spread emit emit_cuda tail texts manifest report diff generate \
+GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model model_hc stages optim ir graph scales grad simplify \
+	terms pairs slots search lock why product rewrite recompute fuse steps steps_attn steps_head plan update target mem lower lower_exp lower_loop lower_cuda lower_map lower_vec hoist stream spread emit emit_cuda tail texts manifest report diff generate \
 	interp interp_heavy interp_head interp_plan interp_run show
 RUNTIME = line load load_steps cache arena memory init pool gemm gemm_run compile cpu simt simt_compile simt_check \
 	simt_fiber simt_warp dev_simt api cubin nvrtc resources compiled cuda_mem cuda_dev lt device launch shard data \
@@ -57,6 +57,10 @@ test: deps-test
 bless: all
 	sh tests/run bless
 
+# every spec through everything; SPECS="specs/a.yaml …" for some
+specs: all
+	/usr/bin/python3 tests/specs.py $(SPECS)
+
 soak: all
 	/usr/bin/python3 tests/soak.py $(or $(N),500)
 
@@ -77,4 +81,4 @@ wc:
 clean:
 	rm -rf $(B)
 
-.PHONY: all deps-run deps-test run test bless soak bench docs lint wc clean
+.PHONY: all deps-run deps-test run test bless specs soak bench docs lint wc clean

@@ -119,7 +119,7 @@ choose_types(const Graph *g, Dt *dt)
 	for (i = 0; i < g->n; i++) {
 		v = &g->v[i];
 		if (v->op == OP_SCALED && g->model->param[mat_param(g, i)].woff >= 0)
-			dt[i] = BF16;
+			dt[i] = gemm_in;
 		for (j = 0; j < 6; j++) {
 			if (!is_demand(g, v, j) || g->v[v->arg[j]].kind != K_VEC)
 				continue;

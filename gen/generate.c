@@ -108,7 +108,7 @@ planned(Arena *a, const Graph *g, const Knobs *knob, int target)
 static size_t
 fixed_nbytes(const Model *m)
 {
-	return 4 * m->params_nbytes + m->weights_nbytes;
+	return 3 * m->params_nbytes + m->moment2_nbytes + m->weights_nbytes;
 }
 
 /* The fastest plan whose arenas keep to plan.memory, or NULL; least: gets what the
@@ -355,8 +355,8 @@ size_arenas(Bundle *b)
 	size_t tab = (size_t)b->positions * (m->paired ? 2 : 1) * (size_t)(m->rot / 2) * 4;
 	int i;
 
-	b->nbytes[A_PARAMS] = b->nbytes[A_GRADS] = m->params_nbytes;
-	b->nbytes[A_MOMENT1] = b->nbytes[A_MOMENT2] = m->params_nbytes;
+	b->nbytes[A_PARAMS] = b->nbytes[A_GRADS] = b->nbytes[A_MOMENT1] = m->params_nbytes;
+	b->nbytes[A_MOMENT2] = m->moment2_nbytes;
 	b->nbytes[A_WEIGHTS] = m->weights_nbytes;
 	for (i = 0; i < b->nplan; i++)
 		if (b->plan[i]->acts_nbytes > b->nbytes[A_ACTS])

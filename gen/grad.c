@@ -131,14 +131,15 @@ back_point(Back *b, int i, int g_)
 		give(b, y, dy);
 }
 
-/* y = x W^T: what W gets; or, where it is s W, what W and s get */
+/* A product of x and W: what W gets; or, where it is s W, what W and s get.  The
+ * gradient has the rows that W has. */
 static void
 back_weight(Back *b, Val v, int d)
 {
 	Graph *g = b->g;
-	int w = v.arg[1], param = mat_param(g, w), t;
+	int w = v.arg[1], param = mat_param(g, w), rows = v.attr[0] ? v.arg[0] : d, t;
 
-	t = heavy(g, OP_GEMM_DW, K_MAT, v.width, d, v.arg[0]);
+	t = heavy(g, OP_GEMM_DW, K_MAT, g->v[rows].width, rows, v.attr[0] ? d : v.arg[0]);
 	g->v[t].attr[0] = param;
 	if (g->v[w].op == OP_MAT) {
 		grad_contrib(g, param, -1, t);
@@ -146,7 +147,7 @@ back_weight(Back *b, Val v, int d)
 	}
 	g->v[t].attr[1] = 1;
 	val_named(g, t, "dscaled");
-	t = heavy(g, OP_SCALED_BWD, K_TUPLE, v.width, t, g->v[w].arg[0]);
+	t = heavy(g, OP_SCALED_BWD, K_TUPLE, g->v[t].width, t, g->v[w].arg[0]);
 	g->v[t].arg[2] = g->v[w].arg[1];
 	give(b, g->v[w].arg[1], out(g, t, 0));
 	grad_contrib(g, param, -1, out(g, t, 1));
@@ -170,6 +171,7 @@ back_heavy(Back *b, int i, int d)
 		d = as_kind(g, d, K_VEC, v.width);
 		if (b->needs[x]) {
 			t = heavy(g, OP_GEMM_DX, K_VEC, g->v[x].width, d, y);
+			g->v[t].attr[0] = v.attr[0];
 			give(b, x, t);
 		}
 		back_weight(b, v, d);
@@ -178,6 +180,7 @@ back_heavy(Back *b, int i, int d)
 		t = heavy(g, OP_GATE_BWD, K_TUPLE, v.width, x, y);
 		g->v[t].arg[2] = as_kind(g, d, K_ROWVAL, v.width);
 		g->v[t].attr[0] = v.attr[0];
+		g->v[t].attr[1] = v.attr[1];
 		if (b->needs[x])
 			give(b, x, pad(g, out(g, t, 0), 0, g->v[x].width));
 		grad_contrib(g, g->v[y].attr[0], -1, out(g, t, 1));

@@ -51,17 +51,19 @@ rmsnorm(Graph *g, int x, int weight, const char *name)
 	return val_named(g, n, name);
 }
 
-/* factor: of the matrix, or -1 */
+/* x W^T with W [n, k], or, by_input, x W with W [k, n]; factor: of the matrix, or -1 */
 static int
-gemm(Graph *g, int x, int param, int factor, const char *name)
+gemm(Graph *g, int x, int param, bool by_input, int factor, const char *name)
 {
-	int w = mat(g, param);
+	int w = mat(g, param), y;
 
 	if (factor >= 0) {
 		g->name = "scaled";
 		w = heavy(g, OP_SCALED, K_MAT, g->v[w].width, w, factor);
 	}
-	return val_named(g, heavy(g, OP_GEMM, K_VEC, g->v[w].width, x, w), name);
+	y = heavy(g, OP_GEMM, K_VEC, g->model->param[param].dim[by_input], x, w);
+	g->v[y].attr[0] = by_input;
+	return val_named(g, y, name);
 }
 
 typedef struct {
@@ -71,7 +73,7 @@ typedef struct {
 	int X[MaxLanes], n;
 	int x0, src[MaxSources];
 	int cosv[2], sinv[2];   /* rotary tables, and those of paired heads */
-	int value[MaxSkips], out_value[MaxSkips];       /* what skips and backouts carry */
+	int value[MaxSkips], out_value[MaxSkips], read_value[MaxSkips]; /* of skips, backouts, reads */
 } Build;
 
 static const char *const lane_name[MaxLanes] = {
@@ -92,15 +94,30 @@ head_norm_rotate(Build *b, int x, bool paired, const char *name)
 	return x;
 }
 
-/* W . x[0:n] of each token, for each row of W [h, n] */
+/* W[first:first + n] . x[0:n] of each token, for each row of W [h, N] */
+static int
+channels(Graph *g, int x, int param, int h, int first, int n, const char *name)
+{
+	int t = heavy(g, OP_GATE, K_ROWVAL, h, x, mat(g, param));
+
+	g->v[t].attr[0] = n;
+	g->v[t].attr[1] = first;
+	return val_named(g, t, name);
+}
+
+static int
+opened(Graph *g, int x, const char *name)
+{
+	return keep(g, point(g, OP_SIGMOID, x, -1), arena_printf(g->mem, "%s_open", name));
+}
+
+/* sigmoid(W . x[0:N]) of each token, for each row of W [h, N] */
 static int
 channels_gate(Graph *g, int x, int param, int h, const char *name)
 {
 	const Param *w = &g->model->param[param];
-	int t = heavy(g, OP_GATE, K_ROWVAL, h, x, mat(g, param));
 
-	g->v[t].attr[0] = w->dim[w->ndim - 1];
-	return keep(g, point(g, OP_SIGMOID, val_named(g, t, name), -1), arena_printf(g->mem, "%s_open", name));
+	return opened(g, channels(g, x, param, h, 0, w->dim[w->ndim - 1], name), name);
 }
 
 static int
@@ -114,14 +131,20 @@ gather_token(Graph *g, int param, const char *name)
 	return val_named(g, t, name);
 }
 
-/* v + 2*sigmoid(W . a[0:n])*ve */
+/* v + 2*sigmoid(W . a[0:N])*ve, or, split, the first halves of W's columns and of a's
+ * channels and then as many of ve's */
 static int
 value_embed(Build *b, int v, int a, const Sub *u)
 {
 	Graph *g = b->g;
-	int open = channels_gate(g, a, u->value_gate, b->m->K, "value_gate");
-	int ve = gather_token(g, u->value_embed, "ve");
+	int K = b->m->K, w = u->value_gate, n = b->m->param[w].dim[1] / 2, open, ve;
 
+	ve = gather_token(g, u->value_embed, "ve");
+	if (u->value_split)
+		open = opened(g, add(g, channels(g, a, w, K, 0, n, "value_gate"),
+		              channels(g, ve, w, K, n, n, "value_gate_ve")), "value_gate");
+	else
+		open = channels_gate(g, a, w, K, "value_gate");
 	return add(g, v, mul(g, mul(g, num(g, 2), open), ve));
 }
 
@@ -133,7 +156,7 @@ attention(Build *b, int a, const Sub *u)
 	int qkv, q, k, v, at, o, HD = m->H * m->D, KD = m->K * m->D;
 
 	g->glue = GLUE_BRANCH;
-	qkv = gemm(g, a, u->qkv, u->sa < 0 ? -1 : coef(g, u->sa, 0), "qkv");
+	qkv = gemm(g, a, u->qkv, false, u->sa < 0 ? -1 : coef(g, u->sa, 0), "qkv");
 	q = head_norm_rotate(b, slice(g, qkv, 0, HD), u->paired, "rstd_q");
 	k = head_norm_rotate(b, slice(g, qkv, HD, KD), u->paired, "rstd_k");
 	v = slice(g, qkv, HD + KD, KD);
@@ -155,7 +178,7 @@ attention(Build *b, int a, const Sub *u)
 	o = val_named(g, out(g, at, 0), "o");
 	if (u->gate >= 0)
 		o = val_named(g, mul(g, channels_gate(g, a, u->gate, m->H, "out_gate"), o), "o_gated");
-	return gemm(g, o, u->out, u->sa < 0 ? -1 : coef(g, u->sa, 1), "h");
+	return gemm(g, o, u->out, false, u->sa < 0 ? -1 : coef(g, u->sa, 1), "h");
 }
 
 static int
@@ -165,7 +188,7 @@ mlp(Build *b, int a, const Sub *u)
 	int F = b->m->F, up, r, x, t;
 
 	g->glue = GLUE_BRANCH;
-	up = gemm(g, a, u->up, -1, "up");
+	up = gemm(g, a, u->up, false, -1, "up");
 	switch (b->s->mlp) {
 	case MLP_RELU2:
 		r = point(g, OP_RELU, up, -1);
@@ -183,7 +206,7 @@ mlp(Build *b, int a, const Sub *u)
 		        slice(g, up, F, F));
 		break;
 	}
-	return gemm(g, val_named(g, r, "act"), u->down, -1, "h");
+	return gemm(g, val_named(g, r, "act"), u->down, true, -1, "h");
 }
 
 static int
@@ -204,7 +227,7 @@ gate(Build *b, const Skip *k, int param, int weight)
 
 /* lane j of X, or the mean of its n lanes */
 static int
-lane_value(Build *b, const int *X, int n, int j)
+lane_value(const Build *b, const int *X, int n, int j)
 {
 	int k, v;
 
@@ -221,7 +244,18 @@ is_at(const Point *p, int s, int when)
 	return p->sublayer == s && (int)p->when == when;
 }
 
-/* what leaves at the end of sublayer s, and backouts from its beginning */
+/* of backouts and reads, which hold nothing that enters where they are taken */
+static void
+take_from(const Build *b, const Skip *k, int n, int s, int when, int *value)
+{
+	int i;
+
+	for (i = 0; i < n; i++)
+		if (!k[i].none && is_at(&k[i].from, s, when))
+			value[i] = lane_value(b, b->X, b->n, k[i].from.lane);
+}
+
+/* what leaves at the end of sublayer s, and backouts and reads from its beginning */
 static void
 take_values(Build *b, int s, int when)
 {
@@ -233,11 +267,8 @@ take_values(Build *b, int s, int when)
 		if (!k->none && is_at(&k->from, s, when))
 			b->value[i] = lane_value(b, b->X, b->n, k->from.lane);
 	}
-	for (i = 0; i < b->s->nbackout; i++) {
-		k = &b->s->backout[i];
-		if (!k->none && is_at(&k->from, s, when))
-			b->out_value[i] = lane_value(b, b->X, b->n, k->from.lane);
-	}
+	take_from(b, b->s->backout, b->s->nbackout, s, when, b->out_value);
+	take_from(b, b->s->read, b->s->nread, s, when, b->read_value);
 }
 
 /* What leaves `before` s is taken in the order of the map, so that it holds
@@ -283,11 +314,69 @@ before_read(Build *b, const Sub *u)
 	}
 }
 
+/* what the branch sees, before its norm */
+static int
+branch_input(const Build *b, const Sub *u)
+{
+	Graph *g = b->g;
+	int k, read;
+
+	if (u->read >= 0)
+		return b->read_value[u->read];
+	read = mul(g, ref(g, u->pre[0]), b->X[0]);
+	for (k = 1; k < b->n; k++)
+		read = add(g, read, mul(g, ref(g, u->pre[k]), b->X[k]));
+	return read;
+}
+
+static bool
+has_terms(const Sub *u, enum Site site)
+{
+	int i;
+
+	for (i = 0; i < u->nterm; i++)
+		if (u->term[i].site == site)
+			return true;
+	return false;
+}
+
+/* h + sum of source terms, those whose site the branch is */
+static int
+on_branch(const Build *b, const Sub *u, int h)
+{
+	Graph *g = b->g;
+	int i;
+
+	for (i = 0; i < u->nterm; i++)
+		if (u->term[i].site == ON_BRANCH)
+			h = add(g, h, mul(g, ref(g, u->term[i].c[0]), b->src[u->term[i].source]));
+	return h;
+}
+
+/* What lane k gets of a term at the write, or -1.  apart: post*(h + c*src) is written
+ * post*h + (post*c)*src. */
+static int
+write_factor(Build *b, const Sub *u, const Term *t, int k, bool apart)
+{
+	if (t->site == AT_WRITE)
+		return ref(b->g, t->c[k]);
+	if (t->site == ON_BRANCH && apart)
+		return mul(b->g, ref(b->g, u->post[k]), ref(b->g, t->c[0]));
+	return -1;
+}
+
+/* Where sources enter on the branch and at several lanes too, the gradients of the
+ * lanes are needed one by one for the latter, and the former take no further
+ * vectors if they are terms of the lanes like those. */
 static void
 write_lanes(Build *b, const Sub *u, int h)
 {
 	Graph *g = b->g;
-	int Y[MaxLanes] = {0}, i, k, l;
+	bool apart = b->n > 1 && has_terms(u, AT_WRITE);
+	int Y[MaxLanes] = {0}, i, k, l, c;
+
+	if (!apart)
+		h = on_branch(b, u, h);
 
 	for (k = 0; k < b->n; k++) {
 		Y[k] = mul(g, ref(g, u->res[k][0]), b->X[0]);
@@ -297,9 +386,8 @@ write_lanes(Build *b, const Sub *u, int h)
 			Y[k] = mul(g, ref(g, u->lambda[k]), Y[k]);
 		Y[k] = add(g, Y[k], mul(g, ref(g, u->post[k]), h));
 		for (i = 0; i < u->nterm; i++)
-			if (u->term[i].site == AT_WRITE)
-				Y[k] = add(g, Y[k], mul(g, ref(g, u->term[i].c[k]),
-				           b->src[u->term[i].source]));
+			if ((c = write_factor(b, u, &u->term[i], k, apart)) >= 0)
+				Y[k] = add(g, Y[k], mul(g, c, b->src[u->term[i].source]));
 	}
 	memcpy(b->X, Y, sizeof Y);
 }
@@ -318,7 +406,7 @@ sublayer(Build *b, int s)
 {
 	const Sub *u = &b->m->sub[s];
 	Graph *g = b->g;
-	int k, read, a, h;
+	int a, h;
 
 	g->sub = s;
 	g->glue = GLUE_LANE;
@@ -327,10 +415,7 @@ sublayer(Build *b, int s)
 	if (!u->dead) {
 		before_read(b, u);
 		keep_lanes(b);
-		read = mul(g, ref(g, u->pre[0]), b->X[0]);
-		for (k = 1; k < b->n; k++)
-			read = add(g, read, mul(g, ref(g, u->pre[k]), b->X[k]));
-		a = rmsnorm(g, val_named(g, read, "u"), u->norm, "n");
+		a = rmsnorm(g, val_named(g, branch_input(b, u), "u"), u->norm, "n");
 		h = u->attn ? attention(b, a, u) : mlp(b, a, u);
 		g->glue = GLUE_LANE;
 		write_lanes(b, u, h);

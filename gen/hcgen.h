@@ -1,8 +1,9 @@
 /* Every type that crosses a stage, sectioned by the file that makes it.
  *
  *   spec.c      text   -> Spec      (spec.h)
- *   model.c     Spec   -> Model     every dimension a number, every parameter named
+ *   model.c     Spec   -> Model     every dimension a number, every parameter named (model_hc.c: lanes)
  *   stages.c                        which steps run on how many tokens, in which windows
+ *   optim.c                         what makes each parameter of its gradients
  *   graph.c     Model  -> Graph     forward pass as SSA: row algebra and heavy ops
  *   scales.c    Graph  -> Graph     learned factors of products in their matrices
  *   grad.c      Graph  -> Graph     reverse mode appended
@@ -32,11 +33,19 @@ typedef struct {
 	int ndim, dim[3];
 	long n;
 	Role role;
-	double std;             /* normal; 0 with values NULL: zeros */
+	double std;             /* normal or uniform; 0 with values NULL: zeros */
+	bool uniform;
+	int like;               /* initial values are those of this parameter; -1: its own */
 	double *values;         /* n numbers, instead */
-	double lr_mul, betas[2], eps, weight_decay;
-	size_t off;             /* bytes, in params, grads, moment1, moment2 */
-	long woff;              /* bytes, in weights; -1: no bf16 copy */
+	OptKind kind;
+	int every;
+	double lr, lr_mul, betas[2], eps, weight_decay;
+	/* BF16: its numbers are bf16's  UPPER: initial ones are; products see the upper
+	 * half of the 32 bits that it keeps */
+	enum { HELD_F32, HELD_BF16, HELD_UPPER } held;
+	size_t off;             /* bytes, in params, grads, moment1 */
+	size_t off2;            /* in moment2, where NorMuon has a number per row */
+	long woff;              /* bytes, in weights; -1: no copy */
 } Param;
 
 /* a coefficient: an element of a parameter, or a number */
@@ -53,11 +62,13 @@ typedef struct {
 	Ref res[MaxLanes][MaxLanes], pre[MaxLanes], post[MaxLanes];
 	Ref lambda[MaxLanes];
 	enum Site lambda_site;
+	int read;               /* of the spec: what its branch sees instead of the lanes; -1: none */
 	int nterm;
 	Term term[MaxSources];
 	int window;             /* of the stage; keys before the token; 0: no limit */
 	int qkv, out, up, down, norm;   /* parameters; -1: none */
 	int gate, sa, value_embed, value_gate;
+	bool value_split;       /* half the channels of the value gate are the table's */
 	bool paired;
 	int offset;             /* first channel of a head whose key is the token before's; -1: none */
 } Sub;
@@ -84,7 +95,8 @@ typedef struct {
 	double attn_scale;      /* scale and the windows of sublayers */
 	bool seq_varies;        /* programs differ in seq: texts take it as an argument */
 	int plan_T;             /* rows that the plan is chosen for: T, unless reduced */
-	int steps, nstage, planned;
+	int steps, scheduled;   /* all; those that stages share */
+	int nstage, planned;
 	ModelStage *stage;
 	int ntarget;            /* most targets of any stage */
 	int val_T, val_seq;     /* of validation */
@@ -104,7 +116,8 @@ typedef struct {
 	Ref init_term[MaxSources][MaxLanes];    /* lane-init coefficients; num 0: none */
 	int table[MaxSources];  /* bigram table parameter or -1 */
 	int gate[2][MaxSkips], gate_w[2][MaxSkips];     /* skips, backouts */
-	size_t params_nbytes, weights_nbytes;
+	int untie_last;         /* step of the last update of embed and head as one; -1: never one */
+	size_t params_nbytes, weights_nbytes, moment2_nbytes;
 	char hash[65];          /* of the canonical spec */
 } Model;
 
@@ -113,6 +126,7 @@ Model *model_build(Arena *a, Diag *d, const Spec *s);
 void model_print(const Model *m, FILE *f);
 void model_verify(const Model *m);
 bool sel_has(const Sel *s, int i, bool attn);
+int table_source(const Model *m, int param);    /* the source whose table it is */
 
 /* stages.c */
 
@@ -126,6 +140,11 @@ Model *model_eval(Arena *a, const Model *m, int i);
 Model *model_logits(Arena *a, const Model *m);
 /* The planned stage alone, on at least `rows` rows in sequences of at most `seq`. */
 Model *model_reduced(Arena *a, const Model *m, long rows, long seq);
+
+/* optim.c */
+
+/* part of model_build: requires parameters.  provides: their optimizer settings and places */
+void model_optim(Arena *a, Diag *d, Model *m);
 
 /* graph.c, grad.c, simplify.c */
 
@@ -165,7 +184,8 @@ typedef struct {
 	/* COEF: param, index  PVEC: param, row  MAT: param  TABLE: 0 cos 1 sin, of pairs (below)
 	 * DOT, SUMC: groups  SLICE, PAD: lo  ROTATE: head size, R, adjacent, sign
 	 * SHIFT, UNSHIFT: k, edge, within documents, heads (below)  OUT: which
-	 * GATE, GATE_BWD: channels n
+	 * GEMM, GEMM_DX: the matrix has a row per channel of x, not of y
+	 * GATE, GATE_BWD: channels n, first column of the matrix
 	 * ATTN, ATTN_BWD: window  GATHER, SCATTER: index, rows
 	 * SCATTER, GEMM_DW: also the parameter, so that equal gradients of two
 	 * parameters stay two values  GEMM_DW: [1] it is no gradient but what
@@ -333,7 +353,14 @@ typedef struct {
 	int nsum, sum0;                 /* its scalar sums are partials sum0 … */
 } RowKernel;
 
-typedef enum { STEP_ROW, STEP_TEMPLATE, STEP_GEMM, STEP_TAIL } StepKind;
+/* matrices of one shape that NorMuon updates together, each where its parameter lies */
+typedef struct {
+	long rows, cols;
+	int every, n;
+	struct { int param; long row; } *matrix;        /* from this row of it */
+} Bank;
+
+typedef enum { STEP_ROW, STEP_TEMPLATE, STEP_GEMM, STEP_TAIL, STEP_ZERO, STEP_COPY } StepKind;
 
 typedef struct {
 	StepKind kind;
@@ -355,7 +382,14 @@ typedef struct {
 	double alpha, beta;     /* GEMM: C = alpha A B + beta D; alpha 0: 1 */
 	bool scaled;            /* GEMM: alpha is multiplied by the f32 at scale */
 	Opd scale;
-	long m, n, k;           /* TAIL: gradients m … n-1, as tail_first counts them */
+	long m, n, k;           /* TAIL: gradients m … n-1, as tail_first counts them
+	                         * ZERO, COPY: m bytes of opd[0], from opd[1] */
+	const Bank *bank;       /* of NorMuon's templates */
+	bool tied, held;        /* of the Adams: one update of embed and head; of bf16 numbers */
+	/* of the update program: the steps t with (t + 1) % every == 0, from <= t < to; every
+	 * 0: all of them; to -1: no end */
+	int every;
+	long from, to;
 	int val;                /* heavy op it carries out, or -1 */
 } Step;
 
@@ -391,8 +425,8 @@ enum { RowBlocks = 64, CudaParts = 1056 };
 /* requires: simplified graph.  provides: steps cover what the results need;
  * every step states bytes and flops.  breaks: buffers have no place yet */
 Plan *fuse(Arena *a, const Graph *g, int target);
-Plan *plan_update(Arena *a, const Model *m, int target);
 void plan_verify(const Plan *p);
+bool has_text(const Step *s);           /* it is a launch of an emitted text */
 void plan_print(const Plan *p, FILE *f);
 /* operand constructors, shared with emit.c */
 Opd opd_buf(int buf, Dt dt, long ld);
@@ -411,6 +445,14 @@ bool has_scalars(const Graph *g, int p);
 typedef struct { struct Fp8Scale { double scale; float by; } x, w, grad; } Fp8;
 Fp8 fp8_scales(const Spec *s);
 bool head_is_fp8(const Graph *g);       /* of a train program alone */
+/* update.c: the update program */
+Plan *plan_update(Arena *a, const Model *m, int target);
+bool has_normuon(const Model *m);
+/* the matrices of a template of NorMuon as literals, one a line */
+void bank_text(const Model *m, const Step *s, Buf *o);
+long bank_chunk(const Step *s);         /* elements that an item of its launch takes */
+/* flops of the iteration's products of all banks, and with two halves of symmetric ones formed once */
+void polar_flops(const Plan *p, double *all, double *symmetric);
 
 /* mem.c: offsets in acts by lifetime, 256-byte aligned; sets acts_nbytes */
 void mem_place(Plan *p);

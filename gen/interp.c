@@ -333,6 +333,7 @@ eval_heavy(Interp *I, int i, double *r)
 	const double *x = I->x[v->arg[0]], *y = NULL, *w = NULL;
 	long T = I->in->T, n = v->width, k = g->v[v->arg[0]].width;
 	double dz;
+	bool by_row;
 	size_t j;
 
 	if (v->arg[1] >= 0 && g->v[v->arg[1]].op == OP_MAT)
@@ -345,8 +346,10 @@ eval_heavy(Interp *I, int i, double *r)
 		interp_gather(I, v, r);
 		break;
 	case OP_GEMM:
+	case OP_GEMM_DX:
 	case OP_LOGITS:
-		interp_matmul(r, x, w, T, n, k, k, 1, k, 1);
+		by_row = (v->op == OP_GEMM_DX) == (v->attr[0] != 0);    /* W is [n, k] */
+		interp_matmul(r, x, w, T, n, k, k, 1, by_row ? k : 1, by_row ? 1 : n);
 		for (j = 0; v->op == OP_LOGITS && j < (size_t)(T * n); j++)
 			r[j] = interp_softcap(g->model->spec, r[j], &dz);
 		break;
@@ -356,10 +359,7 @@ eval_heavy(Interp *I, int i, double *r)
 	case OP_SCALED:
 		interp_scaled(I->in->param[mat_param(g, i)], mat_count(g, v), I->x[v->arg[1]][0], r);
 		break;
-	case OP_GEMM_DX:        /* dx[t, n] = sum_k dy[t, k] W[k, n] */
-		interp_matmul(r, x, w, T, n, k, k, 1, 1, n);
-		break;
-	case OP_GEMM_DW:        /* dW[k, n] = sum_t dy[t, k] x[t, n] */
+	case OP_GEMM_DW:        /* dW[k, n] = sum_t x[t, k] y[t, n] */
 		y = I->x[v->arg[1]];
 		n = g->v[v->arg[1]].width;
 		interp_matmul(r, x, y, k, n, T, 1, k, 1, n);

@@ -37,16 +37,17 @@ void
 interp_gate(const Interp *I, const Val *v, double *r, double *mag)
 {
 	const Graph *g = I->g;
-	const double *x = I->x[v->arg[0]], *w = I->in->param[mat_param(g, v->arg[1])];
-	int C = g->v[v->arg[0]].width, n = v->attr[0], h, c;
+	const Param *p = &g->model->param[mat_param(g, v->arg[1])];
+	const double *x = I->x[v->arg[0]], *w = I->in->param[p - g->model->param] + v->attr[1];
+	int C = g->v[v->arg[0]].width, n = v->attr[0], W = p->dim[p->ndim - 1], h, c;
 	long t;
 
 	for (t = 0; t < I->in->T; t++)
 		for (h = 0; h < v->width; h++)
 			for (c = 0; c < n; c++) {
-				r[t * v->width + h] += x[t * C + c] * w[h * n + c];
+				r[t * v->width + h] += x[t * C + c] * w[h * W + c];
 				if (mag)
-					mag[t * v->width + h] += fabs(x[t * C + c] * w[h * n + c]);
+					mag[t * v->width + h] += fabs(x[t * C + c] * w[h * W + c]);
 			}
 }
 
@@ -55,23 +56,27 @@ interp_gate_bwd(const Interp *I, const Val *v, double *dx, double *dw, double *d
                 double *dw_mag)
 {
 	const Graph *g = I->g;
-	const double *x = I->x[v->arg[0]], *w = I->in->param[mat_param(g, v->arg[1])];
+	const Param *p = &g->model->param[mat_param(g, v->arg[1])];
+	const double *x = I->x[v->arg[0]], *w = I->in->param[p - g->model->param] + v->attr[1];
 	const double *d = I->x[v->arg[2]];
-	int C = g->v[v->arg[0]].width, n = v->attr[0], N = (n + 7) / 8 * 8, h, c;
+	int C = g->v[v->arg[0]].width, n = v->attr[0], N = (n + 7) / 8 * 8, W = p->dim[p->ndim - 1], h, c;
 	long t;
 	double a, b;
 
+	dw += v->attr[1];
+	if (dw_mag)
+		dw_mag += v->attr[1];
 	for (t = 0; t < I->in->T; t++)
 		for (h = 0; h < v->width; h++)
 			for (c = 0; c < n; c++) {
-				a = d[t * v->width + h] * w[h * n + c];
+				a = d[t * v->width + h] * w[h * W + c];
 				b = d[t * v->width + h] * x[t * C + c];
 				dx[t * N + c] += a;
-				dw[h * n + c] += b;
+				dw[h * W + c] += b;
 				if (dx_mag)
 					dx_mag[t * N + c] += fabs(a);
 				if (dw_mag)
-					dw_mag[h * n + c] += fabs(b);
+					dw_mag[h * W + c] += fabs(b);
 			}
 }
 
@@ -255,16 +260,11 @@ interp_attn_bwd(Interp *I, const Val *v, double *g[3], double *mag[3])
 const int32_t *
 interp_index(const Interp *I, const Val *v)
 {
-	const Spec *s = I->g->model->spec;
-	int j;
+	int param = v->op == OP_GATHER ? I->g->v[v->arg[0]].attr[0] : v->attr[2];
 
 	if (v->attr[0] == IDX_TOKENS)
 		return I->in->tokens;
-	for (j = 0; j < s->nsource; j++)
-		if (!s->source[j].none && s->source[j].kind == SRC_BIGRAM &&
-		    s->source[j].rows == v->attr[1])
-			return I->in->hash[j];
-	bug("interp: no hash of %d rows", v->attr[1]);
+	return I->in->hash[table_source(I->g->model, param)];
 }
 
 void

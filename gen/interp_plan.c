@@ -530,6 +530,9 @@ interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 	case STEP_TAIL:
 		tail(&x);
 		return;
+	case STEP_ZERO:
+	case STEP_COPY:
+		break;          /* of the update program alone */
 	case STEP_TEMPLATE:
 		for (i = 0; i < sizeof tmpl / sizeof *tmpl; i++)
 			if (strcmp(tmpl[i].name, s->name) == 0) {

@@ -34,8 +34,8 @@ cell(Memory *m, const Opd *o, long i)
 	for (j = 0; j < model->nparam; j++) {
 		w = &model->param[j];
 		if (o->id == A_WEIGHTS && w->woff >= 0 && off >= (size_t)w->woff &&
-		    off < (size_t)w->woff + (size_t)w->n * 2)
-			return (double *)m->I->in->param[j] + (off - (size_t)w->woff) / 2;
+		    off < (size_t)w->woff + (size_t)(w->n * dt_size(o->dt)))
+			return (double *)m->I->in->param[j] + (off - (size_t)w->woff) / (size_t)dt_size(o->dt);
 		if (o->id != A_WEIGHTS && off >= w->off && off < w->off + (size_t)w->n * 4)
 			return (o->id == A_GRADS ? m->I->grad[j] :
 			        (double *)m->I->in->param[j]) + (off - w->off) / 4;

@@ -88,6 +88,8 @@ typedef struct { int n, at[MaxCut], npair, R, adjacent; } Cuts;
 
 int head_size(const Lower *l, int v, int width);
 void cut(Cuts *c, int at);
+int heads_alike(const Cuts *flat, int at, int D);
+void cut_within(Cuts *heads, const Cuts *flat, int at, int D);
 void find_cuts(const Lower *l, int v, int base, Cuts *flat, Cuts *heads);
 void sweep(Lower *l, int first);
 void loops(Lower *l, const Sink *s, int n);

@@ -203,20 +203,35 @@ piece(Lower *l, const SinkGroup *g, int lo, int hi, int dlo, int dhi, bool pairs
 	l->k->map.uses_vw[cu->vw] = true;
 }
 
+/* heads that are cut alike, channels lo … hi of slab k */
 static void
-head_pieces(Lower *l, const SinkGroup *g, int lo, int hi, int chain)
+head_pieces(Lower *l, const SinkGroup *g, int lo, int hi)
 {
-	int i, n = g->heads.n - 1, at = l->cu->k * slab_of(l);
+	int i, at = l->cu->k * slab_of(l);
 	bool whole = lo == 0 && hi == slab_of(l);
+	Cuts heads = { .n = 2, .at = { 0, g->D } };
 
-	if (!g->D || !group_rotates(l, g, at + lo, at + hi)) {
-		piece(l, g, lo, hi, 0, g->D, false, chain);
-		return;
+	if (group_rotates(l, g, at + lo, at + hi))
+		heads = g->heads;
+	cut_within(&heads, &g->flat, at + lo, g->D);
+	for (i = 0; i + 1 < heads.n; i++)
+		piece(l, g, lo, hi, heads.at[i], heads.at[i + 1],
+		      heads.npair && heads.at[i + 1] <= heads.npair,
+		      i == 0 ? 0 : whole && i + 2 == heads.n ? 2 : 1);
+}
+
+static void
+slab_heads(Lower *l, const SinkGroup *g)
+{
+	int slab = slab_of(l), at = l->cu->k * slab, end = at + slab < g->W ? at + slab : g->W, lo, hi;
+
+	if (at % g->D || end % g->D)
+		bug("lower: %s has slabs of %d channels and heads of %d", l->k->name, slab, g->D);
+	for (lo = at; lo < end; lo = hi) {
+		hi = heads_alike(&g->flat, lo, g->D);
+		hi = hi < end ? hi : end;
+		head_pieces(l, g, lo - at, hi - at);
 	}
-	for (i = 0; i < n; i++)
-		piece(l, g, lo, hi, g->heads.at[i], g->heads.at[i + 1],
-		      g->heads.npair && g->heads.at[i + 1] <= g->heads.npair,
-		      i == 0 ? 0 : whole && i + 1 == n ? 2 : 1);
 }
 
 static void
@@ -227,19 +242,20 @@ group_loops(Lower *l, const SinkGroup *g)
 
 	cu->vw = g->vw;
 	slab = slab_of(l);
-	for (cu->k = 0; cu->k < slabs(l, g->W, g->vw); cu->k++)
-		for (chain = i = 0; i + 1 < g->flat.n; i++) {
+	for (cu->k = 0; cu->k < slabs(l, g->W, g->vw); cu->k++) {
+		if (g->D)
+			slab_heads(l, g);
+		for (chain = i = 0; !g->D && i + 1 < g->flat.n; i++) {
 			lo = g->flat.at[i] - cu->k * slab;
 			hi = g->flat.at[i + 1] - cu->k * slab;
 			lo = lo > 0 ? lo : 0;
 			hi = hi < slab ? hi : slab;
 			if (lo >= hi || g->flat.at[i] < 0 || g->flat.at[i + 1] > g->W)
 				continue;
-			if (g->D && (lo % g->D || hi % g->D))
-				bug("lower: %s is cut within a head", l->k->name);
-			head_pieces(l, g, lo, hi, g->D ? 0 : chain && hi == slab ? 2 : chain);
+			piece(l, g, lo, hi, 0, 0, false, chain && hi == slab ? 2 : chain);
 			chain = 1;
 		}
+	}
 	cu->k = 0;
 	l->D = 0;
 }

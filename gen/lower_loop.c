@@ -62,6 +62,29 @@ shift_cuts(Cuts *heads, int first, int D)
 		cut(heads, first + away);
 }
 
+/* To which channel do heads from channel `at` on have the same cuts?  A head that is
+ * cut within is alone. */
+int
+heads_alike(const Cuts *flat, int at, int D)
+{
+	int i;
+
+	for (i = 0; flat->at[i] <= at; i++)
+		;
+	return flat->at[i] < at + D ? at + D : flat->at[i] / D * D;
+}
+
+/* the cuts within the head that begins at channel `at`, as cuts of a head */
+void
+cut_within(Cuts *heads, const Cuts *flat, int at, int D)
+{
+	int i;
+
+	for (i = 0; i < flat->n; i++)
+		if (flat->at[i] > at && flat->at[i] < at + D)
+			shift_cuts(heads, flat->at[i] - at, D);
+}
+
 /* Where must loops over the channels of v be cut?  flat: channels of the sink,
  * v's channel 0 being the sink's -base; heads: channels of a head. */
 void
@@ -267,8 +290,8 @@ head_loops(Lower *l, const Sink *s, int n, int h0, int h1, const Cuts *heads)
 void
 loops(Lower *l, const Sink *s, int n)
 {
-	Cuts flat = {0}, heads = {0};
-	int i, v, D = s->D, W = s->width;
+	Cuts flat = {0}, heads = {0}, own;
+	int i, v, at, end, D = s->D, W = s->width;
 
 	cut(&flat, 0);
 	cut(&flat, W);
@@ -286,16 +309,14 @@ loops(Lower *l, const Sink *s, int n)
 		}
 	}
 	l->D = D;
-	for (i = 0; i + 1 < flat.n; i++) {
-		if (flat.at[i] < 0 || flat.at[i + 1] > W)
-			continue;
-		if (!D) {
+	for (i = 0; !D && i + 1 < flat.n; i++)
+		if (flat.at[i] >= 0 && flat.at[i + 1] <= W)
 			channel_loop(l, s, n, flat.at[i], flat.at[i + 1], false);
-			continue;
-		}
-		if (flat.at[i] % D || flat.at[i + 1] % D)
-			bug("lower: %s is cut within a head", l->k->name);
-		head_loops(l, s, n, flat.at[i] / D, flat.at[i + 1] / D, &heads);
+	for (at = 0; D && at < W; at = end) {
+		end = heads_alike(&flat, at, D);
+		own = heads;
+		cut_within(&own, &flat, at, D);
+		head_loops(l, s, n, at / D, end / D, &own);
 	}
 	l->D = 0;
 }

@@ -75,7 +75,7 @@ head(const Bundle *b, Buf *o)
 	buf_printf(o, "batch most %ld bos %d mask %d\n", b->most_T, s->bos, s->document_mask);
 	buf_printf(o, "numerics storage %s gemm %s\n", s->storage == F_BF16 ? "bf16" : "f32",
 	           s->gemm == F_BF16 ? "bf16" : "f32");
-	buf_printf(o, "train steps %d scheduled %d", m->steps, s->steps);
+	buf_printf(o, "train steps %d scheduled %d", m->steps, m->scheduled);
 	num_field(o, "lr", s->lr);
 	buf_puts(o, " scale ");
 	if (s->loss_scale > 0)
@@ -97,6 +97,12 @@ head(const Bundle *b, Buf *o)
 		buf_printf(o, "trainfile %s\n", s->train[i]);
 	for (i = 0; i < s->nval; i++)
 		buf_printf(o, "valfile %s\n", s->val[i]);
+	if (has_normuon(m)) {
+		buf_puts(o, "momentum ");
+		buf_num(o, s->momentum);
+		num_field(o, "start", s->momentum_start);
+		buf_printf(o, " warmup %d cooldown %d steps %d\n", s->momentum_warmup, s->momentum_cooldown, m->steps);
+	}
 	for (i = 0; i < NArenas; i++)
 		buf_printf(o, "arena %s %zu\n", arena_name[i], b->nbytes[i]);
 }
@@ -130,10 +136,12 @@ params(const Bundle *b, Buf *o)
 			buf_puts(o, "-");
 		else
 			place(o, A_WEIGHTS, (size_t)p->woff);
-		if (!p->values && p->std == 0) {
+		if (p->like >= 0) {
+			buf_printf(o, " like %s", m->param[p->like].name);
+		} else if (!p->values && p->std == 0) {
 			buf_puts(o, " const 0");
 		} else if (!p->values) {
-			buf_puts(o, " normal ");
+			buf_puts(o, p->uniform ? " uniform " : " normal ");
 			buf_num(o, p->std);
 		} else if (all_same(p->values, p->n)) {
 			buf_puts(o, " const ");
@@ -145,7 +153,7 @@ params(const Bundle *b, Buf *o)
 				buf_num(o, p->values[j]);
 			}
 		}
-		buf_puts(o, "\n");
+		buf_puts(o, p->held == HELD_F32 ? "\n" : p->held == HELD_BF16 ? " bf16\n" : " upper\n");
 	}
 }
 
@@ -173,6 +181,7 @@ tables_inputs(const Bundle *b, Buf *o)
 {
 	static const char *const name[] = { "tokens", "targets", "docstart" };
 	const Model *m = b->model;
+	const Source *src = m->spec->source;
 	char hash[65];
 	int i, j;
 
@@ -185,13 +194,13 @@ tables_inputs(const Bundle *b, Buf *o)
 		buf_printf(o, "input pair_docstart inputs+%zu\n", b->input[INPUT_PAIR_DOCSTART]);
 	for (j = 0; j < m->spec->nsource; j++)
 		if (b->has_input[INPUT_HASH + j])
-			buf_printf(o, "input hash inputs+%zu %d\n", b->input[INPUT_HASH + j],
-			           m->spec->source[j].rows);
+			buf_printf(o, "input hash inputs+%zu %d %s\n", b->input[INPUT_HASH + j],
+			           src[j].rows, src[j].hash_quirk ? "quirk" : "clean");
 	buf_printf(o, "input order tokens inputs+%zu %d\n", b->input[INPUT_ORDER], m->Vp);
 	for (j = 0; j < m->spec->nsource; j++)
 		if (b->has_input[INPUT_HASH + j])
-			buf_printf(o, "input order hash inputs+%zu %d\n",
-			           b->input[INPUT_HASH_ORDER + j], m->spec->source[j].rows);
+			buf_printf(o, "input order hash inputs+%zu %d %s\n", b->input[INPUT_HASH_ORDER + j],
+			           src[j].rows, src[j].hash_quirk ? "quirk" : "clean");
 	for (i = 0; i < b->ntext; i++) {
 		sha256_hex(b->text[i].file, strlen(b->text[i].file), hash);
 		buf_printf(o, "kernel %s kernels/%s%s %s", b->text[i].name,
@@ -223,11 +232,34 @@ gemm_options(const Bundle *b, const Plan *p, const Step *s, Buf *o)
 	buf_num(o, s->beta);
 }
 
+/* which steps of the run the following ones of the program belong to */
+static void
+when(const Step *was, const Step *s, Buf *o)
+{
+	if (was ? was->every == s->every && was->from == s->from && was->to == s->to : s->every == 0)
+		return;
+	if (s->every == 0)
+		buf_puts(o, "when always\n");
+	else if (s->to < 0)
+		buf_printf(o, "when every %d from %ld to -\n", s->every, s->from);
+	else
+		buf_printf(o, "when every %d from %ld to %ld\n", s->every, s->from, s->to);
+}
+
 static void
 one_step(const Bundle *b, const Plan *p, const Step *s, Buf *o)
 {
 	int j;
 
+	if (s->kind == STEP_ZERO || s->kind == STEP_COPY) {
+		buf_puts(o, s->name);
+		for (j = 0; j < s->nopd; j++) {
+			buf_puts(o, " ");
+			opd(b, p, &s->opd[j], o);
+		}
+		buf_printf(o, " %ld @ %s\n", s->m, s->site);
+		return;
+	}
 	if (s->kind == STEP_GEMM) {
 		buf_printf(o, "gemm %c%c %ld %ld %ld acc %d", s->ta ? 't' : 'n',
 		           s->tb ? 't' : 'n', s->m, s->n, s->k, s->acc);
@@ -261,8 +293,10 @@ manifest(const Bundle *b, Buf *o)
 	for (i = 0; i < b->nplan; i++) {
 		p = b->plan[i];
 		buf_printf(o, "program %s %d tokens %ld seq %d\n", p->prog, p->stage, p->T, p->g ? p->model->seq : 0);
-		for (j = 0; j < p->nstep; j++)
+		for (j = 0; j < p->nstep; j++) {
+			when(j ? &p->step[j - 1] : NULL, &p->step[j], o);
 			one_step(b, p, &p->step[j], o);
+		}
 		if (i == PLAN_LOGITS) {
 			buf_puts(o, "output logits ");
 			opd(b, p, &p->logits, o);

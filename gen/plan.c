@@ -1,4 +1,4 @@
-/* The Plan itself: storage types, the update program, verifier, printer. */
+/* The Plan itself: storage types, verifier, printer. */
 #include "fuse.h"
 
 #include <string.h>
@@ -29,55 +29,11 @@ const char *const arena_name[NArenas] = {
 	"params", "weights", "grads", "moment1", "moment2", "acts", "tables",
 	"inputs", "sched", "result",
 };
-/* clipping, AdamW for every parameter */
-Plan *
-plan_update(Arena *a, const Model *m, int target)
-{
-	Plan *p = plan_new(a, m, "update", target, 0);
-	int part = buffer_new(p, "squares", -1, F64, p->parts, 1), i;
-	const Param *w;
-	Step *s;
-	long n = (long)(m->params_nbytes / 4);
 
-	s = step_new(p, STEP_TEMPLATE, "sqsum", "gradient norm");
-	push(p, s, opd_buf(part, F64, 1));
-	push(p, s, opd_arena(A_GRADS, 0, F32, n));
-	push(p, s, opd_int(n));
-	s->nbytes = 4. * (double)n;
-	step_launch(p, s, RowBlocks, p->parts, 1);
-	s = step_new(p, STEP_TEMPLATE, "clip", "gradient norm");
-	push(p, s, opd_arena(A_SCHED, 0, F32, 1));
-	push(p, s, opd_buf(part, F64, 1));
-	push(p, s, opd_float(m->spec->clip));
-	if (target == TO_CUDA)
-		push(p, s, opd_int(p->parts));
-	step_launch(p, s, 1, 1, 1);
-	for (i = 0; i < m->nparam; i++) {
-		w = &m->param[i];
-		s = step_new(p, STEP_TEMPLATE, "adamw", w->name);
-		push(p, s, opd_arena(A_PARAMS, w->off, F32, 1));
-		if (w->woff >= 0)
-			push(p, s, opd_arena(A_WEIGHTS, (size_t)w->woff, BF16, 1));
-		else
-			push(p, s, opd_int(0));         /* a null pointer */
-		push(p, s, opd_arena(A_MOMENT1, w->off, F32, 1));
-		push(p, s, opd_arena(A_MOMENT2, w->off, F32, 1));
-		push(p, s, opd_arena(A_GRADS, w->off, F32, 1));
-		push(p, s, opd_int(w->n));
-		push(p, s, opd_float(m->spec->lr * w->lr_mul));
-		push(p, s, opd_float(w->betas[0]));
-		push(p, s, opd_float(w->betas[1]));
-		push(p, s, opd_float(w->eps));
-		push(p, s, opd_float(w->weight_decay));
-		push(p, s, opd_arena(A_SCHED, 0, F32, 1));
-		s->acc = w->woff >= 0;          /* which text: with bf16 copy or not */
-		s->nbytes = (double)w->n * (28. + 2. * (w->woff >= 0));
-		step_launch(p, s, RowBlocks, w->n, 1);
-	}
-	p->buf[part].first = 0;
-	p->buf[part].last = 1;
-	model_times(p);
-	return p;
+bool
+has_text(const Step *s)
+{
+	return s->kind == STEP_ROW || s->kind == STEP_TEMPLATE || s->kind == STEP_TAIL;
 }
 
 /* what a device can launch; row kernels get their threads in lower.c */
@@ -89,7 +45,7 @@ verify_launches(const Plan *p)
 
 	for (i = 0; i < p->nstep; i++) {
 		s = &p->step[i];
-		if (s->kind == STEP_GEMM)
+		if (!has_text(s))
 			continue;
 		if (s->items < 1 || s->items >= 1L << 31)
 			bug("plan: step %d (%s) has %ld blocks", i, s->site, s->items);

@@ -31,21 +31,28 @@ is_local(const Graph *g, int v)
 /* the heavy op that a weight gradient's other operand comes from, and so the
  * first kernel of the backward pass that has it at hand */
 static int
-level_of_use(const Graph *g, int dw, const int *level)
+level_of_use(const Graph *g, int dw, int other, const int *level)
 {
 	int i;
 
 	for (i = dw - 1; i >= 0; i--)
-		if (g->v[i].op == OP_GEMM_DX && g->v[i].arg[0] == g->v[dw].arg[0])
+		if (g->v[i].op == OP_GEMM_DX && g->v[i].arg[0] == other)
 			return level[i];
 	return 0;
+}
+
+/* the operand of a weight gradient that is no gradient */
+static int
+kept_operand(const Graph *g, const Val *dw)
+{
+	return g->v[dw->arg[1]].bwd ? 0 : 1;
 }
 
 Graph *
 recompute(Arena *a, const Graph *g)
 {
 	Graph *n = graph_new(a, g->model, g->mode, g->T);
-	int *map = NEWN(a, int, g->n), *level = NEWN(a, int, g->n), i, j, x, at, p, k;
+	int *map = NEWN(a, int, g->n), *level = NEWN(a, int, g->n), i, j, x, o, at, p, k;
 	const struct Contrib *c;
 	Val v;
 
@@ -56,18 +63,19 @@ recompute(Arena *a, const Graph *g)
 		if (i == g->nfwd)
 			n->nfwd = n->n;
 		v = g->v[i];
-		x = v.op == OP_GEMM_DW ? v.arg[1] : -1;
+		o = v.op == OP_GEMM_DW ? kept_operand(g, &v) : 0;
+		x = v.op == OP_GEMM_DW ? v.arg[o] : -1;
 		for (j = 0; j < 6 && v.arg[j] >= 0; j++)
 			v.arg[j] = map[v.arg[j]];
 		if (x >= 0 && !g->v[x].bwd && is_row(&g->v[x]) && is_local(g, x) &&
-		    (at = level_of_use(g, i, level)) > 0) {
+		    (at = level_of_use(g, i, g->v[i].arg[1 - o], level)) > 0) {
 			Val again = n->v[map[x]];
 
 			again.at = at;
 			again.bwd = true;
 			again.name = again.name ? arena_printf(a, "%s_again", again.name) : NULL;
 			*PUSH(a, n->v, n->n, n->cap) = again;
-			v.arg[1] = n->n - 1;
+			v.arg[o] = n->n - 1;
 		}
 		*PUSH(a, n->v, n->n, n->cap) = v;
 		map[i] = n->n - 1;

@@ -111,11 +111,12 @@ class_of(const Step *s)
 }
 
 static void
-modelled_line(const Bundle *b, Buf *o)
+modelled_line(const Bundle *b, const Plan *p, Buf *o)
 {
 	static const char *const class[] = { "glue", "gemm", "attention", "head", "other" };
 	double t[5] = {0}, sum = 0, opt = 0;
-	const Plan *p = b->plan[PLAN_TRAIN];
+	const Plan *u = b->plan[PLAN_UPDATE];
+	const Step *s;
 	int i, c;
 
 	for (i = 0; i < p->nstep; i++)
@@ -124,13 +125,50 @@ modelled_line(const Bundle *b, Buf *o)
 				t[c] += p->step[i].us;
 	for (c = 0; c < 5; c++)
 		sum += t[c];
-	for (i = 0; i < b->plan[PLAN_UPDATE]->nstep; i++)
-		opt += b->plan[PLAN_UPDATE]->step[i].us;
-	buf_printf(o, "%-12s %.3f ms per micro-step of %ld tokens on %s (", "modelled",
-	           sum / 1e3, p->T, target_of(b->model)->name);
+	/* the mean of the steps that have no end */
+	for (s = u->step; s < u->step + u->nstep; s++)
+		opt += s->every == 0 ? s->us : s->to < 0 ? s->us / s->every : 0;
+	buf_printf(o, "%-12s %.3f ms per micro-step of %ld tokens on %s (", p == b->plan[PLAN_TRAIN] ? "modelled" :
+	           arena_printf(b->mem, "stage %s", b->model->stage[p->stage].name), sum / 1e3, p->T,
+	           target_of(b->model)->name);
 	for (c = 0; c < 5; c++)
 		buf_printf(o, "%s%s %.3f", c ? ", " : "", class[c], t[c] / 1e3);
-	buf_printf(o, "), optimizer %.3f ms per step\n", opt / 1e3);
+	if (p == b->plan[PLAN_TRAIN])
+		buf_printf(o, "), optimizer %.3f ms per step\n", opt / 1e3);
+	else
+		buf_puts(o, ")\n");
+}
+
+/* which steps of the run the rows below are of, where that is not as above */
+static void
+when_row(const Step *above, const Step *s, Buf *o)
+{
+	if (above ? above->every == s->every && above->from == s->from && above->to == s->to : s->every == 0)
+		return;
+	if (s->every == 0)
+		buf_puts(o, "       every step:\n");
+	else if (s->every == 1)
+		buf_puts(o, "       ");
+	else
+		buf_printf(o, "       every %d steps%s", s->every, s->from > 0 || s->to >= 0 ? ", " : "");
+	if (s->every && s->from > 0)
+		buf_printf(o, "from step %ld%s", s->from, s->to >= 0 ? ", " : "");
+	if (s->every && s->to >= 0)
+		buf_printf(o, "before step %ld", s->to);
+	buf_puts(o, s->every ? ":\n" : "");
+}
+
+/* what NorMuon multiplies, and what it would if each half of a symmetric product were formed once */
+static void
+polar_line(const Bundle *b, Buf *o)
+{
+	double all, symmetric;
+
+	if (!has_normuon(b->model))
+		return;
+	polar_flops(b->plan[PLAN_UPDATE], &all, &symmetric);
+	buf_printf(o, "%-12s %.1f GFLOP per update in products (%.1f with half of each symmetric one)\n", "normuon",
+	           all / 1e9, symmetric / 1e9);
 }
 
 static void
@@ -138,6 +176,7 @@ program_table(const Bundle *b, const Plan *p, Buf *o)
 {
 	const Step *s;
 	double bytes = 0, flops = 0, us = 0;
+	const Step *last = NULL;
 	char gemm[96], batch[24];
 	const char *what;
 	int i;
@@ -147,11 +186,13 @@ program_table(const Bundle *b, const Plan *p, Buf *o)
 	           "bytes", "flops", "us");
 	for (i = 0; i < p->nstep; i++) {
 		s = &p->step[i];
+		when_row(last, s, o);
+		last = s;
 		snprintf(batch, sizeof batch, s->batch > 1 ? "%ld of " : "", s->batch);
 		snprintf(gemm, sizeof gemm, "gemm %c%c %s%ld x %ld x %ld%s", s->ta ? 't' : 'n',
 		         s->tb ? 't' : 'n', batch, s->m, s->n, s->k,
 		         s->acc ? " +=" : s->nopd > 3 ? " + b D" : "");
-		what = s->kind == STEP_GEMM ? gemm : b->text[s->text].name;
+		what = s->kind == STEP_GEMM ? gemm : has_text(s) ? b->text[s->text].name : s->name;
 		buf_printf(o, "%5d  %-36s %-46s %12.0f %14.0f %10.2f\n", i, s->site, what,
 		           s->nbytes, s->flops, s->us);
 		bytes += s->nbytes;
@@ -192,16 +233,21 @@ report(const Bundle *b, Buf *o)
 	buf_printf(o, "%ld parameters, %ld tokens per micro-batch in sequences of %d\n\n", n,
 	           b->plan[PLAN_TRAIN]->T, m->seq);
 	glue_lines(b, o);
-	modelled_line(b, o);
+	modelled_line(b, b->plan[PLAN_TRAIN], o);
+	for (i = NPlans; i < b->nplan; i++)
+		if (b->plan[i]->g->mode == GRAPH_TRAIN)
+			modelled_line(b, b->plan[i], o);
+	polar_line(b, o);
 	buf_printf(o, "\nmemory\n");
 	for (i = 0; i < NArenas; i++) {
 		buf_printf(o, "%14zu  %s\n", b->nbytes[i], arena_name[i]);
 		sum += b->nbytes[i];
 	}
 	buf_printf(o, "%14zu  together\n", sum);
-	for (i = 0; i < b->nplan; i++)
+	/* further stages run the same kernels */
+	for (i = 0; i < NPlans; i++)
 		program_table(b, b->plan[i], o);
-	for (i = 0; i < b->nplan; i++)
+	for (i = 0; i < NPlans; i++)
 		memory_map(b->plan[i], o);
 }
 

@@ -1,6 +1,6 @@
 /* Graph -> Graph: learned factors of products moved into their matrices.
  *
- * Where every use of a product y = x W^T multiplies it by the same learned scalar
+ * Where every use of a product, say y = x W^T, multiplies it by the same learned scalar
  * s, by itself or as part of a sum, s y = x (s W)^T.  The matrix is smaller than y
  * of all tokens, and what s W has in its favour is the backward pass: the products
  * take the gradient of s y, which is there, and not s times it, which would have to
@@ -141,7 +141,7 @@ static int
 scaled_product(Scales *s, const Val *v, int factor)
 {
 	Graph *n = s->n;
-	int x = copy(s, v->arg[0]), w = copy(s, v->arg[1]), f = copy(s, factor), t;
+	int x = copy(s, v->arg[0]), w = copy(s, v->arg[1]), f = copy(s, factor), t, y;
 
 	if (n->v[w].op == OP_SCALED) {
 		f = mul(n, n->v[w].arg[1], f);
@@ -151,7 +151,9 @@ scaled_product(Scales *s, const Val *v, int factor)
 	n->name = "scaled";
 	t = heavy(n, OP_SCALED, K_MAT, n->v[w].width, w, f);
 	n->name = v->name;
-	return heavy(n, OP_GEMM, K_VEC, v->width, x, t);
+	y = heavy(n, OP_GEMM, K_VEC, v->width, x, t);
+	n->v[y].attr[0] = v->attr[0];
+	return y;
 }
 
 static int

@@ -40,6 +40,24 @@ total_memory(const Bundle *b)
 	return n;
 }
 
+static void
+show_stage(const Model *m, int i, FILE *f)
+{
+	const ModelStage *s = &m->stage[i];
+	int k;
+
+	if (m->nstage > 1)
+		fprintf(f, "%-11s steps %d to %d, ", s->name, s->first, s->end - 1);
+	else
+		fprintf(f, "batch       ");
+	fprintf(f, "%d tokens per step: %d x %d, sequences of %d", s->T * s->micro, s->micro, s->T, s->seq);
+	if (s->lr_mul != 1)
+		fprintf(f, ", lr x %g", s->lr_mul);
+	for (k = 0; s->ntarget > 1 && k < s->ntarget; k++)
+		fprintf(f, "%s%g", k ? ", " : ", targets ", s->target[k]);
+	fputc('\n', f);
+}
+
 void
 show_model(const Bundle *b, bool json, FILE *f)
 {
@@ -47,15 +65,18 @@ show_model(const Bundle *b, bool json, FILE *f)
 	const Spec *s = m->spec;
 	const char *st = s->storage == F_BF16 ? "bf16" : "f32";
 	const char *ge = s->gemm == F_BF16 ? "bf16" : "f32";
-	double tokens = (double)s->tokens_per_step * s->steps;
+	double tokens = 0;
 	int dead = 0, i;
+
+	for (i = 0; i < m->nstage; i++)
+		tokens += (double)(m->stage[i].end - m->stage[i].first) * m->stage[i].T * m->stage[i].micro;
 
 	for (i = 0; i < m->S; i++)
 		dead += m->sub[i].dead;
 	if (json) {
 		fprintf(f, "{\"name\": \"%s\", \"spec\": \"%s\", \"parameters\": %ld, "
 		        "\"tokens\": %.0f, \"steps\": %d, \"kernels\": %d, \"memory\": %zu}\n",
-		        s->name, m->hash, total_params(m), tokens, s->steps, b->ntext,
+		        s->name, m->hash, total_params(m), tokens, m->steps, b->ntext,
 		        total_memory(b));
 		return;
 	}
@@ -68,9 +89,9 @@ show_model(const Bundle *b, bool json, FILE *f)
 	if (dead)
 		fprintf(f, " of which %d dead\n", dead);
 	fprintf(f, "parameters  %ld in %d tensors\n", total_params(m), m->nparam);
-	fprintf(f, "batch       %d tokens per step: %d x %d, sequences of %d\n",
-	        s->tokens_per_step, s->micro_batches, m->T, m->seq);
-	fprintf(f, "training    %d steps, %.4g tokens, lr %g\n", s->steps, tokens, s->lr);
+	for (i = 0; i < m->nstage; i++)
+		show_stage(m, i, f);
+	fprintf(f, "training    %d steps, %.4g tokens, lr %g\n", m->steps, tokens, s->lr);
 	fprintf(f, "numerics    storage %s, gemm %s, target %s\n", st, ge,
 	        target_of(m)->name);
 	fprintf(f, "kernels     %d texts; %d steps train, %d eval, %d update\n", b->ntext,
@@ -92,7 +113,7 @@ launches(const Plan *p, int text)
 	int i;
 
 	for (i = 0; i < p->nstep; i++) {
-		if (p->step[i].kind == STEP_GEMM || p->step[i].text != text)
+		if (!has_text(&p->step[i]) || p->step[i].text != text)
 			continue;
 		l.n++;
 		l.nbytes += p->step[i].nbytes;

@@ -66,6 +66,7 @@ find_ends(Ctx *c, const Stage *const *of, int n)
 			    "of %d", t->name, t->first, c->s->steps);
 	}
 	c->m->steps = first;
+	c->m->scheduled = c->s->steps;
 }
 
 static void
@@ -77,11 +78,11 @@ find_tokens(Ctx *c, const Stage *g, ModelStage *t)
 	t->micro = g->has_micro ? g->micro_batches : s->micro_batches;
 	t->seq = g->has_seq ? g->seq_len : s->seq_len;
 	t->max_doc = g->has_max_doc ? g->max_doc : s->max_doc;
+	t->T = step / t->micro;
 	if (step % t->micro)
 		ERR(c, key_of(c, g, g->has_micro, "micro_batches"), "%smicro_batches %d does not divide "
 		    "tokens_per_step %d", c->in, t->micro, step);
-	t->T = step / t->micro;
-	if (t->T % t->seq)
+	else if (t->T % t->seq)
 		ERR(c, key_of(c, g, g->has_seq, "seq_len"), "%sseq_len %d does not divide the %d tokens of a "
 		    "micro-batch", c->in, t->seq, t->T);
 	if (s->head == HEAD_FP8 && t->T % 16)
@@ -324,6 +325,8 @@ model_reduced(Arena *a, const Model *m, long rows, long seq)
 		t->seq = (int)seq;
 	t->T = (int)((rows + t->seq - 1) / t->seq) * t->seq;
 	t->micro = 1;
+	t->first = 0;
+	t->end = r->steps = r->scheduled = 1;
 	r->stage = t;
 	r->nstage = 1;
 	r->planned = 0;

@@ -97,7 +97,18 @@ opd_weight(Fuse *f, int v)
 	if (f->g->v[v].op == OP_SCALED)
 		return opd_matrix(f, v, param);
 	if (w->woff >= 0)
-		return opd_arena(A_WEIGHTS, (size_t)w->woff, BF16, w->dim[1]);
+		return opd_arena(A_WEIGHTS, (size_t)w->woff, f->gemm_in, w->dim[1]);
+	return opd_arena(A_PARAMS, w->off, F32, w->dim[1]);
+}
+
+/* what a learned factor multiplies: the parameter, or what products see of it */
+static Opd
+opd_unscaled(Fuse *f, int param)
+{
+	const Param *w = &f->g->model->param[param];
+
+	if (w->held == HELD_UPPER)
+		return opd_arena(A_WEIGHTS, (size_t)w->woff, f->gemm_in, w->dim[1]);
 	return opd_arena(A_PARAMS, w->off, F32, w->dim[1]);
 }
 
@@ -145,6 +156,12 @@ static const struct { const char *name; int threads, vec; long per; bool most; }
 	{ "scaled_bwd",       256, 0, 1, true },
 	{ "clip",             256, 0, 0, false },
 	{ "adamw",            256, 0, 1024, true },
+	{ "cautious_adam",    256, 0, 1024, true },
+	{ "normuon_momentum", 256, 0, 1, false },
+	{ "normuon_scale",    256, 0, 1, false },
+	{ "normuon_rows",     256, 0, 8, false },
+	{ "normuon_factors",  256, 0, 1, false },
+	{ "normuon_update",   256, 0, 1, false },
 	{ "attn_fwd",         128, 0, 1, false },
 	{ "attn_fwd_f32",     128, 0, 1, false },
 	{ "attn_bwd_dq",      128, 0, 1, false },
@@ -286,20 +303,8 @@ heavy_gemm(Fuse *f, int i)
 	site = site_name(p, v, v->op == OP_GEMM_DX ?
 	                 arena_printf(p->mem, "%s dx", w) : w);
 	gemm_step(f, i, site, opd_val(f, v->arg[0]), false,
-	          opd_weight(f, v->arg[1]), v->op != OP_GEMM_DX, opd_val(f, i),
+	          opd_weight(f, v->arg[1]), (v->op == OP_GEMM_DX) == (v->attr[0] != 0), opd_val(f, i),
 	          false, T, n, k);
-}
-
-static int
-hash_input(const Model *m, int rows)
-{
-	int j;
-
-	for (j = 0; j < m->spec->nsource; j++)
-		if (!m->spec->source[j].none && m->table[j] >= 0 &&
-		    m->spec->source[j].rows == rows)
-			return j;
-	bug("fuse: no bigram source has %d rows", rows);
 }
 
 /* cuda: what scatter leaves of runs that cross chunks is added in its step */
@@ -358,12 +363,12 @@ heavy_gather(Fuse *f, int i)
 	const Graph *g = f->g;
 	const Val *v = &g->v[i];
 	bool hash = v->attr[0] == IDX_HASH;
-	int src = hash ? hash_input(g->model, v->attr[1]) : 0, param;
+	int param = v->op == OP_GATHER ? g->v[v->arg[0]].attr[0] : v->attr[2];
+	int src = hash ? table_source(g->model, param) : 0;
 	Plan *p = f->p;
 	Step *s;
 
 	if (v->op == OP_GATHER) {
-		param = g->v[v->arg[0]].attr[0];
 		s = template_step(f, i, "gather",
 		                  site_name(p, v, g->model->param[param].name));
 		push(p, s, opd_val(f, i));
@@ -440,7 +445,7 @@ heavy_gate(Fuse *f, int i)
 		push(p, s, opd_val(f, i));
 	}
 	push(p, s, opd_val(f, v->arg[0]));
-	push(p, s, opd_arena(A_PARAMS, w->off, F32, v->attr[0]));
+	push(p, s, opd_arena(A_PARAMS, w->off, F32, w->dim[w->ndim - 1]));
 	push(p, s, opd_int(p->T));
 	/* memory moves in pieces of 32 bytes */
 	s->nbytes = (double)p->T * (4. * v->width + (bwd ? 2 : 1) * (v->attr[0] + 15) / 16 * 32);
@@ -480,14 +485,14 @@ heavy_scaled(Fuse *f, int i)
 	int param = mat_param(g, v->arg[bwd]), ds, n = 0;
 	const Param *w = &g->model->param[param];
 	Plan *p = f->p;
-	Opd weight = opd_arena(A_PARAMS, w->off, F32, w->dim[1]), part;
+	Opd weight = opd_unscaled(f, param), part;
 	Step *s = template_step(f, i, bwd ? "scaled_bwd" : "scaled", site_name(p, v,
 	                        arena_printf(p->mem, "%s scaled", short_name(w->name))));
 
 	if (!bwd) {
 		push(p, s, opd_matrix(f, i, param));
 		push(p, s, weight);
-		s->nbytes = (double)w->n * (4 + dt_size(p->dt[i]));
+		s->nbytes = (double)w->n * (dt_size(weight.dt) + dt_size(p->dt[i]));
 	} else {
 		ds = out_value(g, i, 0);
 		p->partof[ds] = p->npart++;
@@ -497,7 +502,7 @@ heavy_scaled(Fuse *f, int i)
 		push(p, s, part);
 		push(p, s, opd_matrix(f, v->arg[0], param));
 		push(p, s, weight);
-		s->nbytes = (double)w->n * 16 + 4. * p->parts;
+		s->nbytes = (double)w->n * (12 + dt_size(weight.dt)) + 4. * p->parts;
 	}
 	push_scales(f, s, v->arg[bwd + 1], &n);
 	for (; n < 2; n++)

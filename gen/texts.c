@@ -157,6 +157,18 @@ hole_scale(Fill *f, const Plan *p, const Step *s)
 	buf_free(&b);
 }
 
+/* the columns of its matrix that a gate takes: n of them, from `first` */
+static void
+hole_columns(Fill *f, int columns, int first, int n)
+{
+	if (!has_hole(f, "WN"))
+		return;
+	f->h[f->n++] = (Hole){ "WN", arena_printf(f->a, "%d", columns) };
+	f->h[f->n++] = (Hole){ "W0", arena_printf(f->a, "%d", first) };
+	if (n < columns)
+		buf_printf(&f->name, "_W%d_%d", columns, first);
+}
+
 static void
 hole_text(Fill *f, const char *hole, const char *text)
 {
@@ -191,6 +203,46 @@ ce_targets_holes(Fill *f, const Plan *p, const Step *s)
 	else
 		hole_text(f, "K", "scale[0]");
 	hole_softcap(f);
+}
+
+/* a matrix that products read: fp32, or a copy where they see the upper half alone */
+static void
+hole_from(Fill *f, Dt dt)
+{
+	f->h[f->n++] = (Hole){ "DTW", dt_name(dt) };
+	if (dt != F32)
+		buf_printf(&f->name, "_of_%s", dt_name(dt));
+}
+
+static void
+hole_flag(Fill *f, const char *hole, bool on, const char *name)
+{
+	f->h[f->n++] = (Hole){ hole, on ? "1" : "0" };
+	buf_puts(&f->name, on ? name : "");
+}
+
+static void
+bank_holes(Fill *f, const Step *s)
+{
+	const Bank *k = s->bank;
+	const Param *w = &f->m->param[k->matrix[0].param];
+	Buf table = {0};
+
+	hole_int(f, "N", k->n);
+	hole_int(f, "R", (int)k->rows);
+	hole_int(f, "K", (int)k->cols);
+	hole_dt(f, "DT", f->m->spec->gemm == F_BF16 ? BF16 : F32);
+	if (has_hole(f, "CHUNK"))
+		f->h[f->n++] = (Hole){ "CHUNK", arena_printf(f->a, "%ld", bank_chunk(s)) };
+	if (has_hole(f, "WEIGHTS")) {
+		f->h[f->n++] = (Hole){ "WEIGHTS", w->woff < 0 ? "0" : w->held == HELD_UPPER ? "2" : "1" };
+		buf_puts(&f->name, w->held == HELD_UPPER ? "_upper" : "");
+	}
+	if (has_hole(f, "MATRICES")) {
+		bank_text(f->m, s, &table);
+		f->h[f->n++] = (Hole){ "MATRICES", arena_strdup(f->a, table.s) };
+		buf_free(&table);
+	}
 }
 
 static void
@@ -230,16 +282,22 @@ template_holes(Fill *f, const Plan *p, const Step *s)
 		hole_int(f, "H", v->width);
 		hole_int(f, "N", v->attr[0]);
 		hole_int(f, "C", (int)s->opd[x].ld);
+		hole_columns(f, (int)s->opd[x + 1].ld, v->attr[1], v->attr[0]);
 		hole_dt(f, "DT", s->opd[x].dt);
 		hole_dt(f, "DTG", s->opd[0].dt);
 	} else if (strcmp(t, "scaled") == 0) {
 		hole_dt(f, "DT", s->opd[0].dt);
+		hole_from(f, s->opd[1].dt);
 		hole_scale(f, p, s);
 	} else if (strcmp(t, "scaled_bwd") == 0) {
+		hole_from(f, s->opd[3].dt);
 		hole_scale(f, p, s);
-	} else if (strcmp(t, "adamw") == 0) {
-		f->h[f->n++] = (Hole){ "WEIGHTS", s->acc ? "1" : "0" };
-		buf_puts(&f->name, s->acc ? "_bf16" : "");
+	} else if (strcmp(t, "adamw") == 0 || strcmp(t, "cautious_adam") == 0) {
+		hole_flag(f, "WEIGHTS", s->acc, "_bf16");
+		hole_flag(f, "HELD", s->held, "_held");
+		hole_flag(f, "TIED", s->tied, "_tied");
+	} else if (s->bank) {
+		bank_holes(f, s);
 	}
 }
 
@@ -295,6 +353,8 @@ step_text(Bundle *b, const Plan *p, Step *s)
 
 	switch (s->kind) {
 	case STEP_GEMM:
+	case STEP_ZERO:
+	case STEP_COPY:
 		return;
 	case STEP_ROW:
 		a = arena_new("kern");

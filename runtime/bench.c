@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* n: launches in a program; runs: of the program */
+/* n: launches in a program; runs: of all of them */
 typedef struct { const char *name; int n; bool gemm; double runs, s, nbytes, flops; } Row;
 
 static void
@@ -48,21 +48,38 @@ row_cmp(const void *a, const void *b)
 	return x < y ? 1 : x > y ? -1 : 0;
 }
 
-static int
-add_rows(const Run *r, const RunProg *p, const double *t, double runs, Row *row, int n)
+/* of `steps` steps of the run, those that have this step of a program */
+static long
+times_due(const RunStep *s, long steps)
 {
+	long t, n = 0;
+
+	for (t = 0; t < steps; t++)
+		n += step_due(s, t);
+	return n;
+}
+
+/* the program ran `each` times in each of `steps` steps of the run */
+static int
+add_rows(const Run *r, const RunProg *p, const double *t, long steps, long each, Row *row, int n)
+{
+	double runs;
 	int i, j;
 
 	for (i = 0; i < p->nstep; i++) {
+		runs = (double)(times_due(&p->step[i], steps) * each);
+		if (runs == 0)
+			continue;
+
 		const char *name = row_name(r, &p->step[i]);
 
 		for (j = 0; j < n; j++)
 			if (strcmp(row[j].name, name) == 0)
 				break;
 		if (j == n)
-			row[n++] = (Row){ .name = name, .runs = runs,
-			                  .gemm = p->step[i].kind == ST_GEMM };
+			row[n++] = (Row){ .name = name, .gemm = p->step[i].kind == ST_GEMM };
 		row[j].n++;
+		row[j].runs += runs;
 		row[j].s += t[i];
 		row[j].nbytes += runs * p->step[i].nbytes;
 		row[j].flops += runs * p->step[i].flops;
@@ -94,6 +111,7 @@ bench_open(Bench *b, const char *dir, int device, int nthreads)
 	sched = run_at(r, (Place){ AR_SCHED, 0 });
 	sched[1] = 1;
 	run_targets(r, b->stage->first, sched + SCHED_TARGETS);
+	sched[5] = (float)r->momentum;
 	/* GPUs multiply zeros faster than numbers: the gradients are not zero */
 	if (r->target == TARGET_CUDA)
 		sched[SCHED_SCALE] = 1 / (float)(b->stage->tokens * b->stage->micro);
@@ -105,6 +123,17 @@ bench_open(Bench *b, const char *dir, int device, int nthreads)
 	b->update = NEWN(r->mem, double, r->prog[PROG_UPDATE].nstep);
 }
 
+/* a step of the run, of which the update program may have its own */
+static void
+begin_step(Run *r, long t)
+{
+	float *sched = run_at(r, (Place){ AR_SCHED, 0 });
+
+	r->t = t;
+	sched[1] = (float)(t + 1);
+	run_put(r, AR_SCHED, sizeof *sched, sizeof *sched);
+}
+
 /* each: time every step of the programs, which costs a little itself */
 static void
 run_steps(Bench *b, bool each)
@@ -114,7 +143,7 @@ run_steps(Bench *b, bool each)
 
 	b->seconds = seconds_now();
 	for (k = 0; k < b->steps; k++) {
-		run_zero(r, AR_GRADS);
+		begin_step(r, k);
 		for (m = 0; m < b->stage->micro; m++)
 			if (each)
 				run_program_timed(r, PROG_TRAIN, b->train);
@@ -135,8 +164,8 @@ make_rows(Bench *b)
 	const RunProg *tr = &b->r->prog[PROG_TRAIN], *up = &b->r->prog[PROG_UPDATE];
 
 	b->row = NEWN(b->r->mem, Row, tr->nstep + up->nstep);
-	b->nrow = add_rows(b->r, tr, b->train, (double)(b->steps * b->stage->micro), b->row, 0);
-	b->nrow = add_rows(b->r, up, b->update, (double)b->steps, b->row, b->nrow);
+	b->nrow = add_rows(b->r, tr, b->train, b->steps, b->stage->micro, b->row, 0);
+	b->nrow = add_rows(b->r, up, b->update, b->steps, 1, b->row, b->nrow);
 	qsort(b->row, (size_t)b->nrow, sizeof *b->row, row_cmp);
 }
 
@@ -169,14 +198,13 @@ table_cpu(const Bench *b)
 static void
 table_cuda(const Bench *b)
 {
-	double sum = all_seconds(b), runs;
+	double sum = all_seconds(b);
 	const Row *w;
 
 	printf("%-52s %5s %9s %9s %7s %8s %6s %8s\n", "kernel or gemm", "each", "us", "ms/step", "%",
 	       "GB/s", "copy%", "TFLOP/s");
 	for (w = b->row; w < b->row + b->nrow; w++) {
-		runs = w->runs * w->n;
-		printf("%-52s %5d %9.2f %9.3f %7.2f %8.1f", w->name, w->n, 1e6 * w->s / runs,
+		printf("%-52s %5d %9.2f %9.3f %7.2f %8.1f", w->name, w->n, 1e6 * w->s / w->runs,
 		       1e3 * w->s / (double)b->steps, 100 * w->s / sum,
 		       1e-9 * w->nbytes / w->s);
 		if (b->copy > 0)

@@ -71,6 +71,23 @@ cpu_zero(Run *r, int arena)
 		memset(r->arena[arena], 0, r->arena_size[arena]);
 }
 
+static void
+clear_item(void *arg, long item)
+{
+	const Copy *c = arg;
+	size_t off = (size_t)item * CopyBlock, n = c->nbytes - off;
+
+	memset(c->dst + off, 0, n < CopyBlock ? n : CopyBlock);
+}
+
+void
+cpu_clear(Run *r, RunStep *s)
+{
+	Copy c = {run_at(r, s->c.at), NULL, (size_t)s->m};
+
+	pool_run(r->pool, clear_item, &c, (s->m + CopyBlock - 1) / CopyBlock);
+}
+
 /* Steps are done when they return: a mark is the clock. */
 
 double
@@ -140,5 +157,6 @@ cpu_close(Run *r)
 const Device device_cpu = {
 	.name = "cpu", .target = TARGET_CPU, .open = cpu_open, .close = cpu_close,
 	.launch = cpu_launch, .gemm = cpu_gemm, .copy = cpu_copy, .zero = cpu_zero,
+	.clear = cpu_clear,
 	.mark = cpu_mark, .between = cpu_between,
 };

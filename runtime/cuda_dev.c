@@ -375,6 +375,16 @@ cuda_copy(Run *r, RunStep *s)
 }
 
 static void
+cuda_clear(Run *r, RunStep *s)
+{
+	const Cuda *c = r->dev;
+
+	cuda_must(r, api.cuMemsetD8Async((CUdeviceptr)(r->base[s->c.at.arena] + s->c.at.off), 0,
+	                                 (size_t)s->m, c->stream), "clearing at %s", s->site);
+	queued(r, s);
+}
+
+static void
 cuda_sync(Run *r)
 {
 	const Cuda *c = r->dev;
@@ -455,6 +465,7 @@ cuda_memory(const Run *r, FILE *f)
 const Device device_cuda = {
 	.name = "cuda", .target = TARGET_CUDA, .open = cuda_open, .close = cuda_close,
 	.launch = cuda_launch, .gemm = cuda_gemm, .copy = cuda_copy, .zero = cuda_zero,
+	.clear = cuda_clear,
 	.put = cuda_put, .fetch = cuda_fetch, .sync = cuda_sync, .inputs = cuda_inputs,
 	.host = cuda_host, .forget = cuda_forget, .mark = cuda_mark, .between = cuda_between,
 	.memory = cuda_memory,

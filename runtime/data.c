@@ -507,22 +507,36 @@ pair_docstart_fill(const Run *r, const RunProg *p, const int32_t *tokens, int32_
 		out[i] = 2 * out[i / 2];
 }
 
+/* 32-bit arithmetic that wraps, on what the first position's row number has
+ * overwritten (docs/spec.md, sources) */
 static int32_t
-bigram(const RunProg *p, const int32_t *tokens, long i, int rows)
+bigram_quirk(const RunProg *p, const int32_t *tokens, long i, int rows)
+{
+	uint32_t before = i % p->seq == 1 ? (uint32_t)rows - 1 : (uint32_t)tokens[i - 1];
+	int64_t h = (int32_t)((36313 * (uint32_t)tokens[i]) ^ (27191 * before));
+
+	h %= rows - 1;
+	return (int32_t)(h < 0 ? h + rows - 1 : h);
+}
+
+static int32_t
+bigram(const RunProg *p, const RunInput *in, const int32_t *tokens, long i)
 {
 	uint64_t h;
 
-	if (i % p->seq == 0 || rows < 2)
-		return rows - 1;
+	if (i % p->seq == 0 || in->rows < 2)
+		return in->rows - 1;
+	if (in->quirk)
+		return bigram_quirk(p, tokens, i, in->rows);
 	h = (36313 * (uint64_t)tokens[i]) ^ (27191 * (uint64_t)tokens[i - 1]);
-	return (int32_t)(h % ((uint64_t)rows - 1));
+	return (int32_t)(h % ((uint64_t)in->rows - 1));
 }
 
 static int32_t
 row_key(const RunProg *p, const RunInput *in, const int32_t *tokens, long i)
 {
 	return in->kind == IN_ORDER_TOKENS ? tokens[i]
-	                                   : bigram(p, tokens, i, in->rows);
+	                                   : bigram(p, in, tokens, i);
 }
 
 /* Stable counting sort: rows by key, ties in row order.  start[k] … start[k+1]
@@ -573,7 +587,7 @@ inputs_fill(Run *r, const RunProg *p, const int32_t *tokens, const int32_t *targ
 			break;
 		case IN_HASH:
 			for (i = 0; i < p->tokens; i++)
-				out[i] = bigram(p, tokens, i, in->rows);
+				out[i] = bigram(p, in, tokens, i);
 			break;
 		case IN_ORDER_TOKENS:
 		case IN_ORDER_HASH:

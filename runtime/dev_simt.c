@@ -122,5 +122,6 @@ simt_launch_step(Run *r, RunStep *s)
 const Device device_simt = {
 	.name = "simt", .target = TARGET_CUDA, .open = simt_open, .close = simt_close,
 	.launch = simt_launch_step, .gemm = cpu_gemm, .copy = cpu_copy, .zero = cpu_zero,
+	.clear = cpu_clear,
 	.mark = cpu_mark, .between = cpu_between,
 };

@@ -29,11 +29,14 @@ typedef struct {
 	const char *name;
 	int ndim;
 	long dim[3], n;                 /* n = product of dim */
-	size_t off;                     /* in params, grads, moment1, moment2 */
-	Place weights;                  /* bf16 copy, or none */
-	enum { PI_NORMAL, PI_CONST, PI_VALUES } init;
-	double std;                     /* PI_NORMAL: std; PI_CONST: value */
+	size_t off;                     /* in params, grads */
+	Place weights;                  /* copy in the type of products, or none */
+	enum { PI_NORMAL, PI_UNIFORM, PI_CONST, PI_VALUES, PI_LIKE } init;
+	double std;                     /* PI_NORMAL, PI_UNIFORM: std; PI_CONST: value */
 	double *values;                 /* PI_VALUES: n numbers */
+	const char *like;               /* PI_LIKE: the parameter whose initial values it has */
+	/* BF16: its numbers are bf16's  UPPER: initial ones are, and its copy is its upper half */
+	enum { HOLDS_F32, HOLDS_BF16, HOLDS_UPPER } holds;
 } RunParam;
 
 typedef struct {
@@ -41,6 +44,7 @@ typedef struct {
 	       IN_ORDER_HASH } kind;
 	Place at;
 	int rows;                       /* of the table, for HASH and ORDER */
+	bool quirk;                     /* arithmetic of the hash */
 } RunInput;
 
 typedef struct {
@@ -89,9 +93,12 @@ typedef struct {
 typedef struct { Place at; Dtype dt; long ld; } Mat;
 
 typedef struct {
-	enum { ST_LAUNCH, ST_GEMM, ST_COPY } kind;
+	enum { ST_LAUNCH, ST_GEMM, ST_COPY, ST_ZERO } kind;
 	const char *site;
 	double nbytes, flops;           /* as planned */
+	/* it is done in the steps t of the run with (t + 1) % every == 0, from <= t < to; to -1:
+	 * no end */
+	long every, from, to;
 	/* ST_LAUNCH */
 	int kernel;                     /* index */
 	long items;
@@ -111,7 +118,7 @@ typedef struct {
 	bool scaled;                    /* alpha is multiplied by the f32 at scale */
 	Place scale;
 	void *plan;                     /* of the device */
-	/* ST_COPY: c.at <- a.at, m bytes */
+	/* ST_COPY: c.at <- a.at, m bytes  ST_ZERO: c.at <- 0, m bytes */
 } RunStep;
 
 enum { PROG_TRAIN, PROG_EVAL, PROG_LOGITS, PROG_UPDATE, NProg };
@@ -164,6 +171,9 @@ typedef struct Run {
 	double loss_scale;              /* 0: 1/(tokens of the step) */
 	int nstage;                     /* without the last entry */
 	RunStage *stage;                /* [nstage + 1] */
+	/* of NorMuon; momentum_steps 0: there is none.  momentum_steps: of the run */
+	double momentum, momentum_start;
+	long momentum_warmup, momentum_cooldown, momentum_steps;
 	enum { RUN_COOL_CONSTANT, RUN_COOL_LINEAR, RUN_COOL_COSINE } cooldown_kind;
 	long long seed;
 	/* data */
@@ -186,6 +196,7 @@ typedef struct Run {
 	RunProg *prog;                  /* prog[PROG_…] first, then further stages' */
 	int nprog, at[NProg];           /* at: the program of a kind in the stage that is on */
 	int on, filled;                 /* the stage; that whose tables are filled, or -1 */
+	long t;                         /* step of the run, from 0, that programs are run for */
 	Place logits;                   /* output of the logits program */
 	long logits_ld;
 
@@ -220,6 +231,7 @@ struct Device {
 	void (*gemm)(Run *r, RunStep *s);
 	void (*copy)(Run *r, RunStep *s);
 	void (*zero)(Run *r, int arena);
+	void (*clear)(Run *r, RunStep *s);
 	void (*put)(Run *r, int arena, size_t off, size_t n);
 	void (*fetch)(Run *r, int arena, size_t off, size_t n);
 	void (*sync)(Run *r);
@@ -262,6 +274,7 @@ double seconds_now(void);
 void cpu_gemm(Run *r, RunStep *s);
 void cpu_copy(Run *r, RunStep *s);
 void cpu_zero(Run *r, int arena);
+void cpu_clear(Run *r, RunStep *s);
 void cpu_mark(Run *r, int i);
 double cpu_between(Run *r, int i);
 void cpu_gemm_open(Run *r);             /* and prepare every product */
@@ -292,9 +305,10 @@ double cuda_copy_speed(Run *r);
 void run_memory(const Run *r, FILE *f);
 void run_memory_process(const Run *r, FILE *f);
 
-/* init.c: initial parameters (docs/spec.md), bf16 copies, rotary tables */
+/* init.c: initial parameters (docs/spec.md), copies for products, rotary tables */
 void run_init_params(Run *r, long long seed);
-void run_sync_weights(Run *r);          /* bf16 copies from params */
+void run_sync_weights(Run *r);          /* copies from params */
+float round_to_bf16(float x);
 void run_fill_tables(Run *r);
 
 /* pool.c: calls fn(arg, item) for items 0..items-1 on all threads */
@@ -347,7 +361,8 @@ void compile_close(Run *r);
 /* The text of a kernel; sets edited and counts it in nedited. */
 char *kernel_read(Run *r, int k, Arena *mem, size_t *n);
 
-/* launch.c */
+/* launch.c: in step r->t of the run */
+bool step_due(const RunStep *s, long t);
 void run_program(Run *r, int prog);     /* PROG_… of the stage that is on: all steps, in order */
 /* the same, calling after(ctx, step index) behind each step */
 void run_program_each(Run *r, int prog, void (*after)(void *, int), void *ctx);
@@ -432,6 +447,7 @@ int run_stage_of(const Run *r, long t); /* the stage of step t; nstage behind th
 long run_tokens(const Run *r, long t);  /* of the first t steps together */
 /* weights of the targets at step t, zeros behind the last */
 void run_targets(const Run *r, long t, float w[MaxTargets]);
+double run_momentum(const Run *r, long t);      /* mu(t), 0 where nothing has it */
 int sample(const char *rundir, const char *prompt, long n, double temperature,
            long long seed, int device, int nthreads);
 int doctor(bool json);

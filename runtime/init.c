@@ -1,4 +1,4 @@
-/* Initial parameters, bf16 copies and rotary tables: docs/spec.md, Parameters
+/* Initial parameters, copies for products and rotary tables: docs/spec.md, Parameters
  * and Rotary, are the definition.
  *
  * Every element is a function of seed, parameter name and index, so blocks can
@@ -13,8 +13,9 @@ enum { InitBlock = 1 << 14 };   /* elements per item; picked arbitrarily */
 
 static const double two_pi = 6.283185307179586476925286766559;
 
-typedef struct { const RunParam *param; float *dst; uint64_t h; } Normal;
-typedef struct { uint16_t *dst; const float *src; long n; } Round;
+typedef struct { const RunParam *param; float *dst; uint64_t h; bool round; } Draw;
+/* upper: not rounded, the upper half of 32 bits */
+typedef struct { void *dst; const float *src; long n; bool bf16, upper; } Round;
 typedef struct { const RunTable *table; float *dst; } Table;
 
 static uint64_t
@@ -55,6 +56,12 @@ normal(uint64_t h, uint64_t i)
 	return sqrt(-2 * log(u1)) * cos(two_pi * u2);
 }
 
+static double
+uniform(uint64_t h, uint64_t i)
+{
+	return sqrt(3) * (2 * (((double)(word(h, i) >> 11) + 0.5) * 0x1p-53) - 1);
+}
+
 static long
 blocks(long n)
 {
@@ -65,42 +72,6 @@ static long
 block_end(long item, long n)
 {
 	return (item + 1) * InitBlock < n ? (item + 1) * InitBlock : n;
-}
-
-static void
-normal_item(void *arg, long item)
-{
-	const Normal *a = arg;
-	long i, end = block_end(item, a->param->n);
-
-	for (i = item * InitBlock; i < end; i++)
-		a->dst[i] = (float)(a->param->std * normal(a->h, (uint64_t)i));
-}
-
-static void
-init_param(Run *r, const RunParam *p, long long seed)
-{
-	float *dst = run_at(r, (Place){AR_PARAMS, p->off});
-	Normal a = {p, dst, param_hash(seed, p->name)};
-	long i;
-
-	if (p->init == PI_NORMAL && p->std != 0)
-		pool_run(r->pool, normal_item, &a, blocks(p->n));
-	else
-		for (i = 0; i < p->n; i++)
-			dst[i] = p->init == PI_VALUES ? (float)p->values[i] :
-			                                (float)p->std;
-}
-
-void
-run_init_params(Run *r, long long seed)
-{
-	int i;
-
-	for (i = 0; i < r->nparam; i++)
-		init_param(r, &r->param[i], seed);
-	run_put(r, AR_PARAMS, 0, r->arena_size[AR_PARAMS]);
-	run_sync_weights(r);
 }
 
 /* nearest, ties to even; a NaN stays one */
@@ -115,14 +86,77 @@ bf16(float x)
 	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
+float
+round_to_bf16(float x)
+{
+	uint32_t u = (uint32_t)bf16(x) << 16;
+
+	memcpy(&x, &u, sizeof x);
+	return x;
+}
+
+static void
+draw_item(void *arg, long item)
+{
+	const Draw *a = arg;
+	const RunParam *p = a->param;
+	long i, end = block_end(item, p->n);
+	double x;
+
+	for (i = item * InitBlock; i < end; i++) {
+		x = p->init == PI_UNIFORM ? uniform(a->h, (uint64_t)i) : normal(a->h, (uint64_t)i);
+		a->dst[i] = (float)(p->std * x);
+		if (a->round)
+			a->dst[i] = round_to_bf16(a->dst[i]);
+	}
+}
+
+static void
+init_param(Run *r, const RunParam *to, long long seed)
+{
+	const RunParam *p = to->init == PI_LIKE ? run_param(r, to->like) : to;
+	float *dst = run_at(r, (Place){AR_PARAMS, to->off});
+	Draw a = {p, dst, param_hash(seed, p->name), to->holds != HOLDS_F32};
+	long i;
+
+	if ((p->init == PI_NORMAL || p->init == PI_UNIFORM) && p->std != 0) {
+		pool_run(r->pool, draw_item, &a, blocks(p->n));
+		return;
+	}
+	for (i = 0; i < p->n; i++) {
+		dst[i] = p->init == PI_VALUES ? (float)p->values[i] : (float)p->std;
+		if (a.round)
+			dst[i] = round_to_bf16(dst[i]);
+	}
+}
+
+void
+run_init_params(Run *r, long long seed)
+{
+	int i;
+
+	for (i = 0; i < r->nparam; i++)
+		init_param(r, &r->param[i], seed);
+	run_put(r, AR_PARAMS, 0, r->arena_size[AR_PARAMS]);
+	run_sync_weights(r);
+}
+
 static void
 round_item(void *arg, long item)
 {
 	const Round *a = arg;
 	long i, end = block_end(item, a->n);
+	uint32_t u;
 
-	for (i = item * InitBlock; i < end; i++)
-		a->dst[i] = bf16(a->src[i]);
+	for (i = item * InitBlock; i < end; i++) {
+		memcpy(&u, &a->src[i], sizeof u);
+		if (a->upper)
+			u &= 0xffff0000;
+		if (!a->bf16)
+			memcpy((float *)a->dst + i, &u, sizeof u);
+		else
+			((uint16_t *)a->dst)[i] = a->upper ? (uint16_t)(u >> 16) : bf16(a->src[i]);
+	}
 }
 
 void
@@ -142,19 +176,12 @@ run_sync_weights(Run *r)
 		a.dst = run_at(r, p->weights);
 		a.src = run_at(r, (Place){AR_PARAMS, p->off});
 		a.n = p->n;
+		a.bf16 = r->gemm_bf16;
+		a.upper = p->holds == HOLDS_UPPER;
 		pool_run(r->pool, round_item, &a, blocks(p->n));
 	}
 	run_put(r, AR_WEIGHTS, 0, r->arena_size[AR_WEIGHTS]);
 	run_forget(r, AR_WEIGHTS);
-}
-
-static float
-round_to_bf16(float x)
-{
-	uint32_t u = (uint32_t)bf16(x) << 16;
-
-	memcpy(&x, &u, sizeof x);
-	return x;
 }
 
 static void

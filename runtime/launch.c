@@ -1,9 +1,17 @@
-/* Executes the steps of a program, in order. */
+/* Executes the steps of a program, in order: those that are of this step of the run. */
 #include "hcrun.h"
+
+bool
+step_due(const RunStep *s, long t)
+{
+	return (t + 1) % s->every == 0 && t >= s->from && (s->to < 0 || t < s->to);
+}
 
 static void
 run_step(Run *r, RunStep *s)
 {
+	if (!step_due(s, r->t))
+		return;
 	switch (s->kind) {
 	case ST_LAUNCH:
 		r->ops->launch(r, s);
@@ -13,6 +21,9 @@ run_step(Run *r, RunStep *s)
 		break;
 	case ST_COPY:
 		r->ops->copy(r, s);
+		break;
+	case ST_ZERO:
+		r->ops->clear(r, s);
 		break;
 	}
 }

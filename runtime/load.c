@@ -213,7 +213,7 @@ load_init(Load *l, RunParam *p)
 {
 	long i;
 
-	switch (CHOICE(l, "init", "normal", "const", "values")) {
+	switch (CHOICE(l, "init", "normal", "const", "values", "uniform", "like")) {
 	case 0:
 		p->init = PI_NORMAL;
 		p->std = line_real(l, "std", 0, 1e30);
@@ -221,6 +221,14 @@ load_init(Load *l, RunParam *p)
 	case 1:
 		p->init = PI_CONST;
 		p->std = line_real(l, "value", -3e38, 3e38);
+		break;
+	case 3:
+		p->init = PI_UNIFORM;
+		p->std = line_real(l, "std", 0, 1e30);
+		break;
+	case 4:
+		p->init = PI_LIKE;
+		p->like = line_name(l, "parameter", ".");
 		break;
 	default:
 		p->init = PI_VALUES;
@@ -233,18 +241,15 @@ load_init(Load *l, RunParam *p)
 	}
 }
 
-/* the same offset must hold in grads and in both moments */
+/* the same offset must hold in grads */
 static void
 check_param(Load *l, const RunParam *p, long nbytes)
 {
-	static const int also[] = {AR_GRADS, AR_MOMENT1, AR_MOMENT2};
-	size_t i, need = p->off + (size_t)nbytes;
+	size_t need = p->off + (size_t)nbytes;
 
-	for (i = 0; i < sizeof also / sizeof *also; i++)
-		if (l->run->arena_size[also[i]] < need)
-			line_bad(l, "%s: %zu bytes of params, %zu of %s", p->name,
-				 need, l->run->arena_size[also[i]],
-				 arena_names[also[i]]);
+	if (l->run->arena_size[AR_GRADS] < need)
+		line_bad(l, "%s: %zu bytes of params, %zu of grads", p->name, need,
+			 l->run->arena_size[AR_GRADS]);
 }
 
 static void
@@ -271,12 +276,14 @@ load_param(Load *l)
 	p.weights.arena = -1;
 	w = line_word(l, "a place or -");
 	if (strcmp(w, "-") != 0) {
-		p.weights = line_to_place(l, w, nbytes / 2, 2);
+		p.weights = line_to_place(l, w, r->gemm_bf16 ? nbytes / 2 : nbytes, r->gemm_bf16 ? 2 : 4);
 		if (p.weights.arena != AR_WEIGHTS)
 			line_bad(l, "%s: its copy lies in %s", p.name,
 				 arena_names[p.weights.arena]);
 	}
 	load_init(l, &p);
+	if (l->p)
+		p.holds = CHOICE(l, "numbers", "bf16", "upper") ? HOLDS_UPPER : HOLDS_BF16;
 	line_end(l);
 	*PUSH(l->mem, r->param, r->nparam, l->capparam) = p;
 }
@@ -308,6 +315,19 @@ load_table(Load *l)
 }
 
 static void
+load_momentum(Load *l)
+{
+	Run *r = l->run;
+
+	r->momentum = line_real(l, "momentum", 0, 1);
+	r->momentum_start = line_key_real(l, "start", 0, 1);
+	r->momentum_warmup = line_key_integer(l, "warmup", 0, 1L << 40);
+	r->momentum_cooldown = line_key_integer(l, "cooldown", 0, 1L << 40);
+	r->momentum_steps = line_key_integer(l, "steps", 0, 1L << 40);
+	line_end(l);
+}
+
+static void
 load_order(Load *l, RunInput *in)
 {
 	bool hash = CHOICE(l, "order", "tokens", "hash");
@@ -316,6 +336,8 @@ load_order(Load *l, RunInput *in)
 	in->kind = hash ? IN_ORDER_HASH : IN_ORDER_TOKENS;
 	in->rows = (int)line_integer(l, "rows", 1, 1L << 30);
 	in->at = line_to_place(l, at, 4 * (l->run->most_tokens + in->rows + 1), 4);
+	if (hash)
+		in->quirk = CHOICE(l, "hash", "clean", "quirk");
 	if (!hash && in->rows < l->run->vocab)
 		line_bad(l, "%d rows for %d tokens", in->rows, l->run->vocab);
 }
@@ -333,8 +355,10 @@ load_input(Load *l)
 		in.kind = kind == 0 ? IN_TOKENS : kind == 1 ? IN_TARGETS :
 		          kind == 2 ? IN_DOCSTART : kind == 5 ? IN_PAIR_DOCSTART : IN_HASH;
 		in.at = line_place(l, (kind == 5 ? 8 : 4) * l->run->most_tokens, 4);
-		if (kind == 3)
+		if (kind == 3) {
 			in.rows = (int)line_integer(l, "rows", 2, 1L << 30);
+			in.quirk = CHOICE(l, "hash", "clean", "quirk");
+		}
 	}
 	if (in.at.arena != AR_INPUTS)
 		line_bad(l, "an input in %s", arena_names[in.at.arena]);
@@ -412,7 +436,7 @@ load_line(Load *l)
 
 	switch (CHOICE(l, "line", "trainfile", "valfile", "arena", "param",
 	               "table", "input", "output", "kernel", "program",
-	               "launch", "gemm", "copy", "stage")) {
+	               "launch", "gemm", "copy", "stage", "zero", "when", "momentum")) {
 	case 0:
 		load_file(l, &r->trainfile, &r->ntrainfile, &l->captrain);
 		break;
@@ -452,6 +476,15 @@ load_line(Load *l)
 	case 12:
 		load_stage(l);
 		break;
+	case 13:
+		load_step(l, load_zero);
+		break;
+	case 14:
+		load_when(l);
+		break;
+	case 15:
+		load_momentum(l);
+		break;
 	}
 }
 
@@ -475,6 +508,16 @@ by_name(const void *a, const void *b)
 	return strcmp(p->name, q->name);
 }
 
+/* what begins like another has as many numbers, and the other begins by itself */
+static void
+check_like(Load *l, const RunParam *p)
+{
+	const RunParam *q = p->init == PI_LIKE ? run_param(l->run, p->like) : NULL;
+
+	if (p->init == PI_LIKE && (!q || q->init == PI_LIKE || q->n != p->n))
+		line_bad(l, "parameter %s begins like %s, which is none of its size", p->name, p->like);
+}
+
 static void
 check_params(Load *l)
 {
@@ -493,6 +536,8 @@ check_params(Load *l)
 	for (i = 1; i < n; i++)
 		if (strcmp(v[i - 1]->name, v[i]->name) == 0)
 			line_bad(l, "two parameters %s", v[i]->name);
+	for (i = 0; i < n; i++)
+		check_like(l, v[i]);
 }
 
 static int

@@ -29,6 +29,7 @@ typedef struct {
 	int capparam, capinput, captable, capkernel, captrain, capval, capstep, capstage, capprog;
 	RunProg *prog;          /* the one that steps belong to */
 	bool have_logits;
+	long every, from, to;   /* steps of the run that the steps of the program are of */
 } Load;
 
 /* line.c */
@@ -69,6 +70,8 @@ void load_program(Load *l);
 void load_launch(Load *l);
 void load_gemm(Load *l);
 void load_copy(Load *l);
+void load_zero(Load *l);
+void load_when(Load *l);
 int kernel_find(const Run *r, const char *s);   /* s interned; or -1 */
 
 #endif

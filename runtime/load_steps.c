@@ -44,6 +44,9 @@ load_program(Load *l)
 	l->prog = PUSH(l->mem, r->prog, r->nprog, l->capprog);
 	*l->prog = p;
 	l->capstep = 0;
+	l->every = 1;
+	l->from = 0;
+	l->to = -1;
 	line_end(l);
 }
 
@@ -52,6 +55,9 @@ step_end(Load *l, RunStep *s)
 {
 	line_expect(l, "@");
 	s->site = line_rest(l, "a site");
+	s->every = l->every;
+	s->from = l->from;
+	s->to = l->to;
 	*PUSH(l->mem, l->prog->step, l->prog->nstep, l->capstep) = *s;
 }
 
@@ -249,4 +255,37 @@ load_copy(Load *l)
 	    s.a.at.off < s.c.at.off + (size_t)s.m)
 		line_bad(l, "source and destination overlap");
 	step_end(l, &s);
+}
+
+void
+load_zero(Load *l)
+{
+	RunStep s = {.kind = ST_ZERO};
+	char *at = line_word(l, "a place");
+
+	s.m = line_integer(l, "bytes", 1, MaxBytes);
+	s.c.at = line_to_place(l, at, s.m, 1);
+	s.nbytes = (double)s.m;
+	step_end(l, &s);
+}
+
+/* which steps of the run the following steps of an update program are of */
+void
+load_when(Load *l)
+{
+	char *w;
+
+	if (!l->prog || l->prog->name != prog_names[PROG_UPDATE])
+		line_bad(l, "not in program update");
+	l->every = 1;
+	l->from = 0;
+	l->to = -1;
+	if (CHOICE(l, "when", "every", "always") == 0) {
+		l->every = line_integer(l, "steps", 1, 1L << 20);
+		l->from = line_key_integer(l, "from", 0, 1L << 40);
+		line_expect(l, "to");
+		w = line_word(l, "a step or -");
+		l->to = strcmp(w, "-") == 0 ? -1 : line_to_long(l, w, "step", l->from, 1L << 40);
+	}
+	line_end(l);
 }

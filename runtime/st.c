@@ -651,6 +651,7 @@ static void
 load_tensor(Run *r, const RunParam *p, const StTensor *t)
 {
 	float *dst = run_at(r, (Place){AR_PARAMS, p->off});
+	long i;
 
 	if (t->dt == DT_F32)
 		memcpy(dst, t->data, (size_t)p->n * sizeof *dst);
@@ -658,6 +659,8 @@ load_tensor(Run *r, const RunParam *p, const StTensor *t)
 		from_bf16(dst, t->data, p->n);
 	else
 		from_f64(dst, t->data, p->n);
+	for (i = 0; p->holds == HOLDS_BF16 && i < p->n; i++)
+		dst[i] = round_to_bf16(dst[i]);
 }
 
 static const StTensor *

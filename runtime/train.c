@@ -122,6 +122,20 @@ run_targets(const Run *r, long t, float w[MaxTargets])
 		w[k] = k < s->ntarget ? (float)(s->target[k] + (s->target_end[k] - s->target[k]) * x) : 0;
 }
 
+/* docs/spec.md, Optimizers */
+double
+run_momentum(const Run *r, long t)
+{
+	double b = r->momentum_start, w = r->momentum;
+	long end = r->momentum_steps - r->momentum_cooldown;
+
+	if (t < r->momentum_warmup)
+		return b + (w - b) * (double)t / (double)r->momentum_warmup;
+	if (t > end)
+		return w - (w - b) * (double)(t - end) / (double)r->momentum_cooldown;
+	return w;
+}
+
 /* -- one step -- */
 
 static void
@@ -166,10 +180,11 @@ step_run(Train *t)
 	sched[1] = (float)(t->step + 1);
 	sched[SCHED_SCALE] = (float)(r->loss_scale > 0 ? r->loss_scale : 1.0 / (double)all);
 	run_targets(r, t->step, sched + SCHED_TARGETS);
+	sched[5] = (float)run_momentum(r, t->step);
 	result[0] = 0;
 	run_put(r, AR_SCHED, 0, (SCHED_TARGETS + MaxTargets) * sizeof *sched);
 	run_put(r, AR_RESULT, 0, sizeof *result);
-	run_zero(r, AR_GRADS);
+	r->t = t->step;
 	for (i = 0; i < stage->micro; i++)
 		batch_run(t, t->data, PROG_TRAIN);
 	run_program(r, PROG_UPDATE);

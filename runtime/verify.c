@@ -308,6 +308,8 @@ random_params(Verify *v, uint64_t *s)
 		for (i = 0; i < w->n; i++) {
 			x = w->values ? w->values[i] : 0;
 			p[i] = (float)(x + std * normal(s));
+			if (w->held != HELD_F32)
+				p[i] = round_to_bf16(p[i]);
 		}
 	}
 	run_put(v->r, A_PARAMS, 0, v->r->arena_size[A_PARAMS]);
@@ -392,7 +394,7 @@ param_range(const Verify *v, const Opd *o)
 	for (j = 0; j < v->m->nparam; j++) {
 		w = &v->b->model->param[j];
 		off = weights ? (size_t)w->woff : w->off;
-		n = (size_t)w->n * (weights ? 2 : 4);
+		n = (size_t)w->n * (weights ? (size_t)dt_size(o->dt) : 4);
 		if ((!weights || w->woff >= 0) && o->off >= off && o->off < off + n)
 			return (Range){ w->name, v->r->arena[o->id] + off, n, o->id == A_GRADS };
 	}
@@ -523,6 +525,18 @@ first_weights(Verify *v)
 	v->in.weight = v->weight;
 }
 
+/* what products see of a number of which they read the upper half */
+static float
+upper(float x)
+{
+	uint32_t u;
+
+	memcpy(&u, &x, sizeof u);
+	u &= 0xffff0000;
+	memcpy(&x, &u, sizeof x);
+	return x;
+}
+
 static void
 host_inputs(Verify *v)
 {
@@ -537,7 +551,7 @@ host_inputs(Verify *v)
 		p = (const float *)(const void *)(v->r->arena[A_PARAMS] + m->param[j].off);
 		param[j] = NEWN(v->a, double, m->param[j].n);
 		for (i = 0; i < m->param[j].n; i++)
-			param[j][i] = p[i];
+			param[j][i] = m->param[j].held == HELD_UPPER ? upper(p[i]) : p[i];
 	}
 	v->in.T = v->p->T;
 	v->in.tokens = (const void *)(in + v->b->input[INPUT_TOKENS]);

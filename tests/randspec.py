@@ -135,8 +135,7 @@ class Spec:
         if H % 2 == 0 and out.get("kv_heads", H) == H:
             out["attention"].update(self.some(paired=(0.4, lambda: selection(rng, self.L))))
         out.update(self.some(smear=(0.3, lambda: self.gate_channels()),
-                             value_embed=(0.3, lambda: self.layered(
-                                 channels=(0.6 if self.C >= 12 else 1, self.gate_channels), std=(0.8, lambda: 1.0)))))
+                             value_embed=(0.3, lambda: self.value_embed(out.get("kv_heads", H) * D))))
         out["mlp"] = self.mlp()
         return {k: v for k, v in out.items() if v != {}}
 
@@ -168,6 +167,15 @@ class Spec:
         """A section of which a selection of layers is the shorthand."""
         layers, more = selection(self.rng, self.L), self.some(**more)
         return {"layers": layers, **more} if more or isinstance(layers, dict) else layers
+
+    def value_embed(self, row):
+        """row: channels of a row of a table"""
+        out = self.layered(channels=(0.6 if self.C >= 12 else 1, self.gate_channels), std=(0.8, lambda: 1.0))
+        if not self.chance(0.4):
+            return out
+        out = out if isinstance(out, dict) and "except" not in out else {"layers": out}
+        out["channels"] = min(2 * self.rng.randint(1, min(self.C, 20) // 2), 2 * row)
+        return {**out, "split": selection(self.rng, self.L)}
 
     def window(self):
         one = lambda: "full" if self.chance(0.3) else self.rng.randint(1, 12)
@@ -210,12 +218,13 @@ class Spec:
                 out[key] = self.table(key)
         if self.chance(0.6):
             out["resid_lambda"] = self.resid_lambda()
+        self.reading = set()
         for key, most, make in (("sources", 3, self.source), ("skips", 3, self.skip),
-                                ("backouts", 2, self.backout)):
+                                ("backouts", 2, self.backout), ("reads", 2, self.read)):
             made = []
             for _ in range(rng.randint(0, most) if self.chance(0.65) else 0):
                 # twins give equal values in the graph
-                made.append(copy.deepcopy(made[-1]) if made and self.chance(0.12) else make())
+                made.append(copy.deepcopy(made[-1]) if made and key != "reads" and self.chance(0.12) else make())
             if made:
                 out[key] = {self.name(key, i): x for i, x in enumerate(made)}
                 if self.chance(0.05):
@@ -234,8 +243,8 @@ class Spec:
         kind = self.rng.choice(["copy", "split", "first"])
         return {"kind": kind, "learned": self.chance(0.7)} if self.chance(0.6) else kind
 
-    def init(self, rows, columns, center, word=None):
-        """Any form of init for a table; `columns` entries per row."""
+    def init(self, rows, columns, center, word=None, kinds=False):
+        """Any form of init for a table; `columns` entries per row; kinds: of a row per sublayer."""
         exact = 0.5 if self.chance(0.1) else 0      # numbers that fold away
 
         def around():
@@ -247,6 +256,8 @@ class Spec:
                  lambda: Flow({"ramp": [around(), around()]}),
                  lambda: [around() for _ in range(columns)],
                  lambda: [around() for _ in range(rows * columns)]]
+        if kinds:
+            forms += [lambda: Flow({"attn": around(), "mlp": around()})]
         if word:
             forms += [lambda: word] * 3
         if word == "identity":
@@ -267,12 +278,14 @@ class Spec:
         columns = n * n if key == "res" else n
         center = {"res": 1 / n, "pre": 1 / n, "post": 1.0}[key]
         word = {"res": "identity", "pre": "round_robin", "post": None}[key]
-        init = self.init(self.S, columns, center, word)
+        init = self.init(self.S, columns, center, word, kinds=True)
         if self.chance(0.2) and not isinstance(init, dict):
             return init
         out = self.coefficient(0.8)
         if self.chance(0.8):
             out["init"] = init
+        if key == "post":
+            out.update(self.some(outside=(0.3, lambda: self.chance(0.8))))
         return out
 
     def resid_lambda(self):
@@ -285,7 +298,7 @@ class Spec:
             site=(0.6, lambda: self.rng.choice(["at_write", "before_read"])))}
         # without a table no list has the right length
         if granularity != "none" and self.chance(0.8):
-            out["init"] = self.init(rows, columns, 1.0)
+            out["init"] = self.init(rows, columns, 1.0, kinds=granularity != "layer")
         return out
 
     def source(self):
@@ -294,16 +307,20 @@ class Spec:
         out = {"kind": kind, **self.coefficient(0.8), **self.some(
             granularity=(0.5, lambda: pick(["layer", "sublayer"])),
             shared=(0.5, lambda: self.chance(0.6)),
-            site=(0.6, lambda: pick(["at_write", "before_read"])),
+            site=(0.6, lambda: pick(["at_write", "before_read", "on_branch"])),
             detach=(0.4, lambda: self.chance(0.6)),
             first=(0.6, lambda: pick(["in_place", "lane_init", "both"])))}
         if kind == "bigram":
             # the default has 1024 rows
             out.update(self.some(rows=(0.95, lambda: pick([2, 3, 17, 64, 101])),
-                                 table_std=(0.4, lambda: pick([0, 0.5]))))
-        rows = self.L if out.get("granularity") == "layer" else self.S
+                                 table_std=(0.4, lambda: pick([0, 0.5])),
+                                 hash=(0.4, lambda: pick(["clean", "quirk", "quirk"]))))
+        if out.get("site") != "on_branch":
+            out.update(self.some(lane=(0.25, lambda: pick(["all", rng.randrange(self.n), rng.randrange(self.n)]))))
+        layer = out.get("granularity") == "layer"
+        one = out.get("shared") or out.get("site") == "on_branch" or isinstance(out.get("lane"), int)
         if self.chance(0.8):
-            out["init"] = self.init(rows, 1 if out.get("shared") else self.n, 0.1)
+            out["init"] = self.init(self.L if layer else self.S, 1 if one else self.n, 0.1, kinds=not layer)
         return out
 
     # ---- skips
@@ -354,6 +371,14 @@ class Spec:
         if self.chance(0.85):
             out["gate"] = self.gate()
         return out
+
+    def read(self):
+        """A value for some of the sublayers behind it that no other read has."""
+        place = self.rng.randrange(2 * self.S - 1)
+        behind = [s for s in range(self.S) if s >= place // 2 + place % 2 and s not in self.reading]
+        some = sorted(self.rng.sample(behind, self.rng.randint(0, min(4, len(behind)))))
+        self.reading |= set(some)
+        return {"from": self.point(place, ["mean"], "after"), "sublayers": some}
 
     # ---- the rest
 

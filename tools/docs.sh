@@ -1,6 +1,7 @@
 #!/bin/sh
 # Make anew what is generated in docs/: the key table of spec.md from the schema, the
-# kernels that emitted.md explains from specs/.  They stand between markers.
+# kernels that emitted.md explains from specs/; and the table of experiments in specs/README.md.
+# They stand between markers.
 set -eu
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -32,3 +33,5 @@ between docs/emitted.md kernel "$tmp/kernel"
 	echo
 } >"$tmp/cuda"
 between docs/emitted.md cuda "$tmp/cuda"
+
+/usr/bin/python3 tools/specs_table.py --write

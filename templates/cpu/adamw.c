@@ -1,7 +1,8 @@
-// g *= sched[3]      lr_t = lr * sched[0]      s = sched[1] = t + 1
+// g *= sched[3]      lr_t = lr * sched[0]      s = sched[1] / every, the number of the update (sched[1] = t + 1)
 // m = b1*m + (1-b1)*g      v = b2*v + (1-b2)*g^2
 // p = p*(1 - lr_t*wd) - lr_t * (m/(1-b1^s)) / (sqrt(v/(1-b2^s)) + eps)      w = bf16(p)
-// holes: KERNEL  WEIGHTS (1: w is written, 0: w is not touched and may be null)
+// holes: KERNEL  WEIGHTS (1: w is written, 0: w is not touched and may be null)  HELD (1: p is rounded to bf16)
+//        TIED (1: p and p2 are one parameter: g + g2 counts, both get what is written; 0: both null)
 // items: 64, each a multiple of 16 elements
 // types: fp32; the factors that depend on the step alone in double, rounded once
 
@@ -25,13 +26,16 @@ void @KERNEL@(const HcArg *a, long item)
 	const f32 *restrict g = a[4].p;            // [n]
 	const long n = a[5].i;
 	const double lr = a[6].f, beta1 = a[7].f, beta2 = a[8].f, eps = a[9].f, wd = a[10].f;
-	const f32 *restrict sched = a[11].p;       // [5]
+	const f32 *restrict sched = a[11].p;       // [6]
+	const long every = a[12].i;
+	f32 *restrict p2 = a[13].p;                // [n] or null
+	const f32 *restrict g2 = a[14].p;          // [n] or null
 
-	enum { WEIGHTS = @WEIGHTS@ };
+	enum { WEIGHTS = @WEIGHTS@, HELD = @HELD@, TIED = @TIED@ };
 	const long n16 = (n + 15) / 16;
 	const long i0 = item * n16 / 64 * 16, end = (item + 1) * n16 / 64 * 16, i1 = end < n ? end : n;
 	const double lr_t = lr * sched[0];
-	const long step = (long)sched[1];
+	const long step = (long)sched[1] / every;
 	const float b1 = (float)beta1, c1 = (float)(1 - beta1);
 	const float b2 = (float)beta2, c2 = (float)(1 - beta2);
 	const float rate = (float)(lr_t / (1 - power(beta1, step)));
@@ -39,15 +43,18 @@ void @KERNEL@(const HcArg *a, long item)
 	const float keep = (float)(1 - lr_t * wd), e = (float)eps, clip = sched[3];
 
 	for (long i = i0; i < i1; i++) {
-		const float gi = g[i] * clip;
+		const float gi = (TIED ? g[i] + g2[i] : g[i]) * clip;
 		const float mi = b1 * m[i] + c1 * gi;
 		const float vi = b2 * v[i] + c2 * (gi * gi);
-		const float pi = p[i] * keep - rate * mi / (__builtin_sqrtf(vi * unbias2) + e);
+		const float x = p[i] * keep - rate * mi / (__builtin_sqrtf(vi * unbias2) + e);
+		const float pi = HELD ? F32(BF16(x)) : x;
 
 		m[i] = mi;
 		v[i] = vi;
 		p[i] = pi;
 		if (WEIGHTS)
 			w[i] = BF16(pi);
+		if (TIED)
+			p2[i] = pi;
 	}
 }

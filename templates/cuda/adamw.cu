@@ -1,7 +1,8 @@
-// g *= sched[3]      lr_t = lr * sched[0]      s = sched[1] = t + 1
+// g *= sched[3]      lr_t = lr * sched[0]      s = sched[1] / every, the number of the update (sched[1] = t + 1)
 // m = b1*m + (1-b1)*g      v = b2*v + (1-b2)*g^2
 // p = p*(1 - lr_t*wd) - lr_t * (m/(1-b1^s)) / (sqrt(v/(1-b2^s)) + eps)      w = bf16(p)
-// holes: KERNEL  WEIGHTS (1: w is written, 0: w is not touched and may be null)  THREADS
+// holes: KERNEL  WEIGHTS (1: w is written, 0: w is not touched and may be null)  HELD (1: p is rounded to bf16)
+//        TIED (1: p and p2 are one parameter: g + g2 counts, both get what is written; 0: both null)  THREADS
 // grid: any; a block takes every gridDim.x-th tile of 4 * THREADS elements, 4 to a thread
 // types: fp32; the factors that depend on the step alone in double, rounded once
 
@@ -28,14 +29,17 @@ void @KERNEL@(
 	const f32 *__restrict__ g,                       // [n]
 	long n,
 	double lr, double beta1, double beta2, double eps, double wd,
-	const f32 *__restrict__ sched)                   // [5]
+	const f32 *__restrict__ sched,                   // [6]
+	long every,
+	f32 *__restrict__ p2,                            // [n] or null
+	const f32 *__restrict__ g2)                      // [n] or null
 {
-	enum { WEIGHTS = @WEIGHTS@, THREADS = @THREADS@ };
+	enum { WEIGHTS = @WEIGHTS@, HELD = @HELD@, TIED = @TIED@, THREADS = @THREADS@ };
 	__shared__ float factor[NFACTOR];
 
 	if (threadIdx.x == 0) {
 		const double lr_t = lr * sched[0];
-		const long step = (long)sched[1];
+		const long step = (long)sched[1] / every;
 
 		factor[RATE] = (float)(lr_t / (1 - power(beta1, step)));
 		factor[UNBIAS] = (float)(1 / (1 - power(beta2, step)));
@@ -49,13 +53,15 @@ void @KERNEL@(
 
 	for (long i = ((long)blockIdx.x * THREADS + threadIdx.x) * 4; i < n; i += (long)gridDim.x * THREADS * 4) {
 		const int left = n - i < 4 ? (int)(n - i) : 4;
-		float gi[4] = { 0 }, mi[4] = { 0 }, vi[4] = { 0 }, pi[4] = { 0 };
+		float gi[4] = { 0 }, ti[4] = { 0 }, mi[4] = { 0 }, vi[4] = { 0 }, pi[4] = { 0 };
 
 		if (left == 4) {
 			load_vec(gi, g + i, 4);
 			load_vec(mi, m + i, 4);
 			load_vec(vi, v + i, 4);
 			load_vec(pi, p + i, 4);
+			if (TIED)
+				load_vec(ti, g2 + i, 4);
 		} else
 			for (int j = 0; j < 3; j++)
 				if (j < left) {
@@ -63,13 +69,17 @@ void @KERNEL@(
 					mi[j] = m[i + j];
 					vi[j] = v[i + j];
 					pi[j] = p[i + j];
+					if (TIED)
+						ti[j] = g2[i + j];
 				}
 		for (int j = 0; j < 4; j++) {
-			const float x = gi[j] * clip;
+			const float x = (TIED ? gi[j] + ti[j] : gi[j]) * clip;
 
 			mi[j] = fmaf(b1, mi[j], c1 * x);
 			vi[j] = fmaf(b2, vi[j], c2 * (x * x));
 			pi[j] = pi[j] * keep - rate * mi[j] / (sqrtf(vi[j] * unbias) + e);
+			if (HELD)
+				pi[j] = F32(BF16(pi[j]));
 		}
 		if (left == 4) {
 			store_vec(m + i, mi, 4);
@@ -77,6 +87,8 @@ void @KERNEL@(
 			store_vec(p + i, pi, 4);
 			if (WEIGHTS)
 				store_vec(w + i, pi, 4);
+			if (TIED)
+				store_vec(p2 + i, pi, 4);
 		} else
 			for (int j = 0; j < 3; j++)
 				if (j < left) {
@@ -85,6 +97,8 @@ void @KERNEL@(
 					p[i + j] = pi[j];
 					if (WEIGHTS)
 						w[i + j] = BF16(pi[j]);
+					if (TIED)
+						p2[i + j] = pi[j];
 				}
 	}
 }

@@ -1,6 +1,6 @@
 // dw[i] += S g[i], part[b] = sum of g[i] w[i] over the elements of block b: what a matrix and its scalar get of the
 // gradient g of their product
-// holes: KERNEL  S (the scalar, of s0[0] and s1[0])  THREADS
+// holes: KERNEL  DTW (f32, bf16: dtype of w)  S (the scalar, of s0[0] and s1[0])  THREADS
 // grid: the number of partials; a block takes every gridDim.x-th tile of 8 * THREADS elements
 // sums: in double; each thread ascending; then the threads by block_sum
 
@@ -9,7 +9,7 @@ void @KERNEL@(
 	f32 *__restrict__ dw,                            // [n]
 	f32 *__restrict__ part,                          // [gridDim.x]
 	const f32 *__restrict__ g,                       // [n]
-	const f32 *__restrict__ w,                       // [n]
+	const @DTW@ *__restrict__ w,                       // [n]
 	const f32 *__restrict__ s0,                      // [1]
 	const f32 *__restrict__ s1,                      // [1] or null
 	long n)
@@ -28,7 +28,7 @@ void @KERNEL@(
 			for (long k = i; k < n; k += stride)
 				for (int e = 0; e < 4 && k + e < n; e++) {
 					dw[k + e] += s * g[k + e];
-					sum += (double)g[k + e] * w[k + e];
+					sum += (double)g[k + e] * LD_@DTW@(w[k + e]);
 				}
 			break;
 		}

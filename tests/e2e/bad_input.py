@@ -109,7 +109,28 @@ def what_no_model_has(tmp):
             ("33 channels of 32", sets(model__value_embed="{layers: all, channels: 33}")),
             ("first channel 8 is not an even one below head_dim 8", sets(model__attention__key_offset="all")),
             ("first channel 5 is not an even one", sets(model__attention__key_offset="{layers: [0], first: 5}")),
-            ("layer 7 does not exist", sets(model__value_embed="[0, 7]"))]:
+            ("layer 7 does not exist", sets(model__value_embed="[0, 7]")),
+            ("layer 7 does not exist", sets(model__value_embed="{layers: [0], split: [7]}")),
+            ("5 channels cannot be split in halves", sets(model__value_embed="{layers: [0], split: [1], channels: 5}")),
+            ("half of 18 channels of a table row of 8",
+             sets(model__kv_heads=1, model__value_embed="{layers: [0], split: [0], channels: 18}")),
+            ("lane 2 does not exist: there are 2", sets(hc="{lanes: 2, sources: {a: {kind: x0, lane: 2}}}")),
+            ("lane 1 does not exist: there is 1", sets(hc="{lanes: 1, sources: {a: {kind: x0, lane: 1}}}")),
+            ("lane 1 of a source that is added on the branch",
+             sets(hc="{lanes: 2, sources: {a: {kind: x0, lane: 1, site: on_branch}}}")),
+            ("a table of one row per layer", sets(hc="{resid_lambda: {granularity: layer, init: {attn: 1, mlp: 0.9}}}")),
+            ("a table of one row per layer",
+             sets(hc="{sources: {a: {kind: x0, granularity: layer, init: {attn: 1, mlp: 0.9}}}}")),
+            ("2 numbers, expected 1 (one row) or 4",
+             sets(hc="{lanes: 2, sources: {a: {kind: x0, site: on_branch, init: [1, 2]}}}")),
+            ("sublayer 2 is not behind sublayer 2 after", sets(hc__reads="{a: {from: {sublayer: 2}, sublayers: [3, 2]}}")),
+            ("sublayer 1 is not behind sublayer 2 before",
+             sets(hc__reads="{a: {from: {sublayer: 2, when: before}, sublayers: [1]}}")),
+            ("sublayer 3 reads a already",
+             sets(hc__reads="{a: {from: {sublayer: 0}, sublayers: [3]}, b: {from: {sublayer: 1}, sublayers: [2, 3]}}")),
+            ("lane 1 does not exist: there is one stream", sets(hc="{lanes: 1, reads: {a: {from: {sublayer: 0, lane: 1}, sublayers: [3]}}}")),
+            ("sublayer 4 does not exist", sets(hc__reads="{a: {from: {sublayer: 4}, sublayers: none}}")),
+            ("sublayer 9 does not exist", sets(hc__reads="{a: {from: {sublayer: 0}, sublayers: [9]}}"))]:
         spec = sets(model__width=32, model__heads=4, model__head_dim=8)
         refused(tmp, 1, says, "check", SMALL, *spec, *words)
         refused(tmp, 1, says, "train", SMALL, *spec, *words, "-o", tmp / "out")

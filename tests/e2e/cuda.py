@@ -94,6 +94,16 @@ def trains_as_simt_and_cpu_bf16(tmp):
 
 
 @case
+def stages_as_on_other_devices(tmp):
+    """Rows, sequences, windows and frequencies that change on the way, validation in sequences of its own."""
+    as_other_devices(tmp, 3e-4, *sets(
+        train__steps=17, train__stages="{one: {tokens_per_step: 256, seq_len: 32, long_window: 16}, two: {lr_mul: 0.5}, "
+        "three: {steps: 3, long_window: 50}}", train__val_batch=128, train__val_seq_len=128, train__val_every=8,
+        train__final__long_window=100, model__attention__window=8, model__attention__long_layers="[1]",
+        model__attention__long_window=30, model__rotary__yarn="true"))
+
+
+@case
 def repeats_bit_for_bit(tmp):
     """Algorithms are chosen by time, once: what the cache holds is taken again."""
     cache = cache_with(tmp, ".so", ".cubin")

@@ -76,6 +76,26 @@ def documents_and_windows(tmp):
         train__steps=60, data__packing="documents", data__max_doc=70, model__attention__window="[20, 5]"))
 
 
+STAGES = ("{one: {tokens_per_step: 256, seq_len: 32, window: 8, long_window: 16, max_doc: 40}, "
+          "two: {share: 2, micro_batches: 2, lr_mul: 1.5}, three: {steps: 12, long_window: 50}}")
+
+
+@case
+def stages_of_documents(tmp):
+    """Tokens, sequences, windows, frequencies and rates that change on the way; validation in its own."""
+    compare(tmp, *make_data(tmp), *sets(
+        train__steps=45, data__packing="documents", train__stages=STAGES, train__loss_scale=0.25, train__val_every=10,
+        train__val_batch=256, train__val_seq_len=128, train__final__long_window=100, data__val_packing="stream",
+        model__attention__window=20, model__attention__long_layers="[1]", model__attention__long_window=40,
+        model__rotary="{frequencies: endpoint, base: 1024, yarn: {on: true, beta: 4}}", train__cooldown=0.55))
+
+
+@case
+def stages_of_a_stream(tmp):
+    compare(tmp, *make_data(tmp), *sets(
+        train__steps=45, train__stages="{one: {seq_len: 32}, two: {seq_len: 32, lr_mul: 0.5}, three: {}}"))
+
+
 @case
 def every_static_feature(tmp):
     """The reference spec on its goldens' tokens."""

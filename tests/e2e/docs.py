@@ -5,7 +5,6 @@ import re
 from lib import *
 
 PAGE = (ROOT / "docs/spec.md").read_text()
-SPECS = sorted((ROOT / "specs").glob("**/*.yaml"))
 
 
 @case
@@ -27,6 +26,17 @@ def key_table_is_the_schemas(tmp):
     for x, y in zip(table.splitlines(), schema.splitlines()):
         expect(x == y, f"\n- {x}\n+ {y}\n`make bless` if this is meant")
     expect(table == schema, "other lengths")
+
+
+@case
+def experiments_table_is_that_of_the_specs(tmp):
+    page = (ROOT / "specs/README.md").read_text()
+    shown = page.split("<!-- experiments -->\n")[1].split("<!-- /experiments -->")[0]
+    made = run("/usr/bin/python3", ROOT / "tools/specs_table.py").out
+    expect(len(made.splitlines()) > 60, made)
+    for x, y in zip(shown.splitlines(), made.splitlines()):
+        expect(x == y, f"\n- {x}\n+ {y}\n`make docs` if this is meant")
+    expect(shown == made, "other lengths")
 
 
 @case

@@ -19,6 +19,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 HCGEN = os.environ.get("HCGEN") or str(ROOT / "build/hcgen")   # another: one with sanitizers
 SMALL = ROOT / "tests/e2e/small.yaml"
 REFERENCE = ROOT / "specs/reference.yaml"
+# of all specs those that are no experiment, that is a difference with a result: tests/specs.py has these
+SPECS = [p for p in sorted((ROOT / "specs").glob("*.yaml"))
+         if not {"extends:", "log:"} <= {line.split(" ")[0].rstrip() for line in p.read_text().splitlines()}]
 CASES = []
 
 

@@ -39,6 +39,38 @@ def lanes_cost_what_the_algebra_demands(tmp):
 
 
 @case
+def sources_cost_the_same_wherever_they_enter(tmp):
+    """On the branch of a single stream what they cost at its write, forward and backward; of two lanes no more,
+    and one lane's less.  Mixed sites take no vectors that one of them would not."""
+    both = lambda site: sets(hc__sources__x0__site=site, hc__sources__e__site=site)
+    once = sets(hc__resid_lambda__site="at_write", hc__post="{init: 1.0, learned: true}", hc__sources__x0__sublayers="attn",
+                hc__sources__e__sublayers="attn")
+    for scales in "stream", "weights":
+        one = [glue(SINGLE, *once, *both(site), *sets(plan__scales=scales)) for site in ("at_write", "on_branch")]
+        expect(one[1] <= one[0], scales, one)
+    two = glue(TWO)
+    for words in both("on_branch"), sets(hc__sources__x0__site="on_branch"), sets(hc__sources__e__site="on_branch"):
+        f, b, total = glue(TWO, *words)
+        expect(f <= two[0] and b <= two[1] + 0.1 and total <= 1.01 * two[2], words, f, b, two)
+    f, b, total = glue(TWO, *sets(hc__sources__x0__lane=0, hc__sources__e__lane=0))
+    expect(f <= two[0] - 1 and b <= two[1] - 0.9, f, b, two)
+
+
+@case
+def branches_that_read_one_value_share_its_norm(tmp):
+    """Four attentions that read what the lane was after layer 3: three norms fewer to write, and lanes between them
+    that nobody reads but the end are not laid down."""
+    plan = hcgen("plan", SINGLE, *sets(hc__reads="{c: {from: {sublayer: 7}, sublayers: [8, 10, 12, 14]}}")).out
+    train = plan[plan.index("program train"):plan.index("program eval")]
+    norms = {int(i) for i in re.findall(r"layers\.(\d+) lanes_(?:mlp_to_)?attn_fwd", train)}
+    expect(4 in norms and not norms & {5, 6, 7}, norms)
+    for spec, words in (SINGLE, []), (TWO, []):
+        f, b, total = glue(spec, *sets(hc__reads="{c: {from: {sublayer: 7}, sublayers: [8, 10, 12, 14]}}"))
+        g = glue(spec)
+        expect(f <= g[0] - 1 and b <= g[1] - 1 and total < g[2], spec, (f, b, total), g)
+
+
+@case
 def nothing_forced_is_better(tmp):
     """Of all single choices forced, none moves less than what the search found."""
     for spec in SINGLE, TWO, ROOT / "specs/tiny.yaml":

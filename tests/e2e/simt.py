@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The CUDA text on fibers: every spec verified step by step with all checks, and training as on cpu.
+"""The CUDA text on fibers: every spec that is no experiment verified step by step with all checks, and training as on cpu.
 
 Specs of real size keep their width and all structure; few layers, rows and words of vocabulary make
 them quick: a row kernel works on one row after another."""
@@ -12,7 +12,10 @@ SMALLER = {
     "two-lane": sets(model__layers=2, model__vocab=300, hc__sources__e__rows=99, data__bos=7),
     "gpt-2lane-768": sets(model__vocab=300, hc__sources__e__rows=99, data__bos=7),
     "baseline": sets(model__layers=8, model__vocab=300, model__value_embed="[0, 1]", model__attention__key_offset="[3]",
-                     model__attention__paired="[0, 2, 5]", hc__sources__bigram__rows=99, data__bos=7),
+                     model__attention__long_layers="[3]", model__attention__paired="[0, 2, 5]", hc__sources__bigram__rows=99,
+                     data__bos=7),
+    **{s: sets(model__vocab=300, hc__sources__bigram__rows=99, data__bos=7)
+       for s in ("parallel-residuals", "flatten-forward", "simplify-hc")},
     "bench-384": sets(model__layers=2),
 }
 
@@ -60,8 +63,9 @@ def verified(spec, what="", more_words=()):
     return f
 
 
-for path in sorted((ROOT / "specs").glob("*.yaml")):
+for path in SPECS:
     case(verified(path))
+case(verified(ROOT / "tests/e2e/knobs.yaml"))
 # kernels that are walked vector by vector, with sums that share registers
 case(verified(ROOT / "specs/two-lane.yaml", "_with_five_learned_lanes",
               sets(hc__lanes=5, hc__res__learned="true", hc__pre__learned="true", model__layers=3)))

@@ -6,6 +6,7 @@ under PyTorch's usual practice does; in float32 and float64 nothing is cast.
 """
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -21,18 +22,13 @@ def rmsnorm(x, eps, weight=None):
 
 # ---- rotary ---------------------------------------------------------------
 
-def frequencies(rotary):
-    """[R/2] in float64: down to just above 1/base (power), or to 1/base itself (endpoint)."""
-    half = rotary.dims // 2
-    j = torch.arange(half, dtype=torch.float64)
-    # where there is one frequency it is base^0, whatever the divisor
-    last = half if rotary.frequencies == "power" else max(half - 1, 1)
-    return rotary.base ** (-j / last)
+def rotary_tables(frequencies, rotary, length, dtype):
+    """cos and sin [N, 1, R/2]: rounded to float32 (and to bfloat16), whatever the run's type.
 
-
-def rotary_tables(rotary, length, dtype):
-    """cos and sin [N, 1, R/2]: rounded to float32 (and to bfloat16), whatever the run's type."""
-    theta = torch.arange(length, dtype=torch.float64)[:, None] * frequencies(rotary)
+    frequencies are float32, and so is their product with a position; cosine and
+    sine of that number are exact up to their own rounding."""
+    theta = np.arange(length, dtype=np.float32)[:, None] * frequencies
+    theta = torch.from_numpy(theta).double()
     tables = [t.float()[:, None, :] for t in (theta.cos(), theta.sin())]
     if rotary.dtype == "bf16":
         tables = [t.bfloat16() for t in tables]
@@ -40,16 +36,17 @@ def rotary_tables(rotary, length, dtype):
     return tuple(t.to(wide) for t in tables)
 
 
-def paired_tables(rotary, length, heads, dtype):
-    """cos and sin [N, heads, R/2] where heads are paired: head h of position p turns by 2p + h mod 2.
+def paired_tables(frequencies, rotary, length, heads, dtype):
+    """cos and sin [N, heads, R/2] of paired heads: head h of position p turns by 2p + h mod 2.
 
     Its row is 2p + h div (H/2), which for some heads is the other one: the definition has it so."""
-    by_parity = [t.view(length, 2, -1) for t in rotary_tables(rotary, 2 * length, dtype)]
+    tables = rotary_tables(frequencies, rotary, 2 * length, dtype)
+    by_parity = [t.view(length, 2, -1) for t in tables]
     return tuple(t.repeat(1, heads // 2, 1) for t in by_parity)
 
 
 def rotate(x, rotary, tables):
-    """Turn the first rotary.dims channels of x [B, N, heads, D]; tables are [N, 1 or heads, R/2]."""
+    """Turn the first rotary.dims channels of x [B, N, heads, D]; tables [N, 1 or heads, R/2]."""
     cos, sin = tables
     turned, rest = x[..., :rotary.dims], x[..., rotary.dims:]
     if rotary.kind == "half":
@@ -99,14 +96,20 @@ def offset_keys(k, first):
     return torch.cat((own, torch.cat((shifted[:, :1], shifted[:, :-1]), 1)), -1)
 
 
-def attention(a, w, m, bias, tables, tokens, offset=None, paired=False):
+def value_gate(a, row, weight, split):
+    """[B, N, K]: of the first channels of a, or half of them and as many of the table's row."""
+    half = weight.shape[-1] // 2
+    return 2 * sigmoid_gate(torch.cat((a[..., :half], row[..., :half]), -1) if split else a, weight)
+
+
+def attention(a, w, m, scale, bias, tables, tokens, offset=None, paired=False, split=False):
     """a [B, N, C] through the attention branch, to [B, N, C].
 
     w holds the layer's parameters by the last part of their names: gate,
     sa_lambda, value_embed and value_gate where the layer has them; offset is
-    the first channel of its key offset, if it has one.  With paired heads bias
-    and tables are those of the 2N rows; only the softmax knows of rows, all else
-    is of a position and a head."""
+    the first channel of its key offset, if it has one; split is of its value
+    gate.  With paired heads bias and tables are those of the 2N rows; only the
+    softmax knows of rows, all else is of a position and a head."""
     B, N, _ = a.shape
     H, K, D = m.heads, m.kv_heads, m.head_dim
     qkv, out = w["qkv"], w["out"]
@@ -121,9 +124,8 @@ def attention(a, w, m, bias, tables, tokens, offset=None, paired=False):
         qk = rotate(qk, m.rotary, tables)
     k = qk[:, :, H:] if offset is None else offset_keys(qk[:, :, H:], offset)
     if "value_embed" in w:
-        ve = F.embedding(tokens, w["value_embed"]).view(B, N, K, D)
-        v = v + 2 * sigmoid_gate(a, w["value_gate"])[..., None] * ve
-    scale = D ** -0.5 if m.attention.scale == "auto" else m.attention.scale
+        row = F.embedding(tokens, w["value_embed"])
+        v = v + value_gate(a, row, w["value_gate"], split)[..., None] * row.view(B, N, K, D)
     q = qk[:, :, :H] * scale
     if paired:
         # heads 0 .. H/2 - 1 of a position are its even row, the others the odd one
@@ -167,10 +169,22 @@ def mlp(a, up, down, kind):
     else:
         gate, u = u.chunk(2, -1)
         act = F.silu(gate) * u
-    return F.linear(act, down)
+    return torch.matmul(act, down)
 
 
 # ---- head -----------------------------------------------------------------
+
+def loss_sum(z, targets, weights):
+    """Sum over the positions p and over k of weights[k] * loss of z[p] at the target of p + k,
+    as far as p + k lies in the same sequence; z [B, N, V], targets [B, N]."""
+    if weights == [1.0]:
+        return F.cross_entropy(z.flatten(0, 1), targets.flatten(), reduction="sum")
+    every, N, total = z.logsumexp(-1), z.shape[1], 0.0
+    for k, w in enumerate(weights[:N]):
+        at = z[:, :N - k].gather(-1, targets[:, k:, None])[..., 0]
+        total = total + w * (every[:, :N - k] - at).sum()
+    return total
+
 
 def softcap(l, cap):
     if cap.kind == "tanh":

@@ -1,6 +1,7 @@
 """The model of a spec as PyTorch operations, in any dtype.
 
     model = Model(spec, torch.float64)
+    model.enter(stage)                              # else it is in the first one
     loss = model.loss(params, tokens, targets)      # name -> tensor, [B, N], [B, N]
 
 Lanes are a Python list of [B, N, C] tensors: n of them inside the range of
@@ -12,8 +13,10 @@ import torch
 import torch.nn.functional as F
 
 import branches
+import fp8
 from branches import rmsnorm
 from parameters import parameters
+from stages import stages
 
 
 class _RoundBf16(torch.autograd.Function):
@@ -57,11 +60,22 @@ def live(spec):
             if s // 2 in layers[s % 2] and s not in spec.hc.dead]
 
 
-def bigram_rows(tokens, rows):
+def wrapped(x):
+    """int64 values as 32-bit signed integers have them."""
+    return (x + 2 ** 31) % 2 ** 32 - 2 ** 31
+
+
+def bigram_rows(tokens, rows, quirk=False):
     """[B, N] row numbers of the bigram table; tokens are int64 [B, N]."""
     g = torch.full_like(tokens, rows - 1)
-    # products stay below 2^33: int64 agrees with uint64
-    g[:, 1:] = ((36313 * tokens[:, 1:]) ^ (27191 * tokens[:, :-1])) % (rows - 1)
+    before = tokens[:, :-1].clone()
+    if quirk:
+        before[:, :1] = rows - 1        # what row 0's number has overwritten
+    # products stay below 2^45: int64 agrees with uint64
+    own, before = 36313 * tokens[:, 1:], 27191 * before
+    if quirk:
+        own, before = wrapped(own), wrapped(before)
+    g[:, 1:] = (own ^ before) % (rows - 1)
     return g
 
 
@@ -71,6 +85,7 @@ class Coefficients:
     def __init__(self, spec, params, name, coef, per_layer=False):
         self.at = acting(spec, coef, per_layer)
         self.per_layer = per_layer
+        self.lane = coef.get("lane", "all")
         rounded = spec.hc.coef_dtype == "bf16"
         table = params[name] if coef.learned else torch.from_numpy(coef.init)
         table = _RoundBf16.apply(table) if rounded else table
@@ -82,7 +97,13 @@ class Coefficients:
     def row(self, s, n):
         """The row of sublayer s, one entry per lane (a single entry serves all)."""
         row = self.rows[s // 2 if self.per_layer else s]
+        if self.lane != "all":
+            return [row[0] if k == self.lane else 0.0 for k in range(n)]
         return (row * n if len(row) == 1 else row)[:n]
+
+    def single(self, s):
+        """The one entry of sublayer s, of a source that no lane has."""
+        return self.rows[s // 2 if self.per_layer else s][0]
 
     def matrix(self, s, n):
         """The row of `res` as n lists, the output lane first."""
@@ -101,7 +122,7 @@ class Run:
         self.x0 = None          # [B, N, C]
         self.sources = {}       # name -> [B, N, C], detached where the spec says so
         self.tables = {}        # res, pre, post, resid_lambda, sources.NAME
-        self.values = {}        # (skips or backouts, name) -> [B, N, C]
+        self.values = {}        # (skips, backouts or reads, name) -> [B, N, C]
 
 
 class Model:
@@ -110,24 +131,54 @@ class Model:
         self.dtype = dtype
         self.params = parameters(spec)
         self.live = frozenset(live(spec))
-        self._rotary = {}       # paired -> tables of one length, kept between batches
+        self.readers = {s: name for name, read in spec.hc.reads.items() for s in read.sublayers}
+        self.enter(stages(spec)[0])
 
     # ---- entry points
 
-    def loss(self, params, tokens, targets):
-        """Mean over the positions of the cross entropy; tokens, targets int64 [B, N]."""
-        z = self.logits(params, tokens)
-        return F.cross_entropy(z.flatten(0, 1), targets.flatten())
+    def enter(self, stage):
+        """Windows, frequencies and scale are those of this stage."""
+        self.stage = stage
+        self._rotary = {}       # paired -> tables of one length, kept between batches
+
+    def loss(self, params, tokens, targets, weights=(1.0,)):
+        """Mean over the positions of the row losses as training has them; tokens, targets
+        int64 [B, N], weights those of the tokens that follow."""
+        y, weights = self._normed(params, tokens), list(weights)
+        if self.spec.numerics.head == "fp8":
+            total = fp8.loss_sum(y, self._head(params), targets, weights, self.spec)
+        else:
+            total = branches.loss_sum(self._scores(params, y), targets, weights)
+        return total / targets.numel()
+
+    def validation_loss(self, params, tokens, targets):
+        """The mean cross entropy of the next token, no product in FP8."""
+        z = self._scores(params, self._normed(params, tokens))
+        return branches.loss_sum(z, targets, [1.0]) / targets.numel()
 
     def logits(self, params, tokens):
-        """[B, N, V] after the softcap, at least float32."""
-        m = self.spec.model
+        """[B, N, V] of training, after the softcap, at least float32."""
+        y = self._normed(params, tokens)
+        if self.spec.numerics.head != "fp8":
+            return self._scores(params, y)
+        l = fp8.logits(y, self._head(params), self.spec.numerics.fp8)
+        return branches.softcap(l, self.spec.model.softcap)
+
+    def _normed(self, params, tokens):
+        """What the head reads."""
         out = self.trunk(self._cast(params), tokens)
-        y = rmsnorm(out, m.norm_eps, params.get("final_norm"))
-        table = self._matrix(params["embed" if m.tied else "head"])
-        table = table[:m.vocab] if m.vocab < self.spec.padded_vocab else table
-        l = F.linear(y, table)
-        return branches.softcap(l.float() if l.dtype == torch.bfloat16 else l, m.softcap)
+        return rmsnorm(out, self.spec.model.norm_eps, params.get("final_norm"))
+
+    def _head(self, params):
+        """The rows of tokens, in the parameter's own type."""
+        m = self.spec.model
+        table = params["embed" if m.tied else "head"]
+        return table[:m.vocab] if m.vocab < self.spec.padded_vocab else table
+
+    def _scores(self, params, y):
+        l = F.linear(y, self._matrix(self._head(params)))
+        return branches.softcap(l.float() if l.dtype == torch.bfloat16 else l,
+                                self.spec.model.softcap)
 
     def _matrix(self, t):
         return t.to(self.dtype)
@@ -185,7 +236,7 @@ class Model:
         if src.kind == "x0":
             x = run.x0
         else:
-            x = F.embedding(bigram_rows(run.tokens, src.rows),
+            x = F.embedding(bigram_rows(run.tokens, src.rows, src.hash == "quirk"),
                             run.params[f"hc.sources.{name}.table"])
         return x.detach() if src.detach else x
 
@@ -238,17 +289,20 @@ class Model:
         """Steps 1 to 6 of sublayer s; a dead one only lets skips look at the lanes."""
         alive = s in self.live
         self._capture(run, "backouts", s, "before", lanes)
+        self._capture(run, "reads", s, "before", lanes)
         for name, skip in self.spec.hc.skips.items():
             self._take(run, "skips", name, skip, s, "before", lanes)
             lanes = self._enter(run, name, skip, s, "before", lanes) if alive else lanes
         if alive:
             lanes = self._terms(run, s, "before_read", lanes)
             h = self._branch(run, s, self._read(run, s, lanes))
+            h = combine([(1.0, h), *self._branch_terms(run, s)])
             lanes = self._write(run, s, lanes, h)
             for name, skip in self.spec.hc.skips.items():
                 lanes = self._enter(run, name, skip, s, "after", lanes)
         self._capture(run, "skips", s, "after", lanes)
         self._capture(run, "backouts", s, "after", lanes)
+        self._capture(run, "reads", s, "after", lanes)
         return lanes
 
     def _tables_act(self, s, key):
@@ -256,6 +310,8 @@ class Model:
         first, last = self._range()
         inside = first >= 0 and first <= s // 2 <= last
         kept = first >= 0 and s // 2 > last and self.spec.hc.leave == "keep"
+        if not inside and not kept and key == "post":
+            return self.spec.hc.post.outside
         return inside or kept and key == "pre"
 
     def _row(self, run, key, s, n):
@@ -265,6 +321,8 @@ class Model:
         return run.tables[key].row(s, n)
 
     def _read(self, run, s, lanes):
+        if s in self.readers:
+            return run.values["reads", self.readers[s]]
         n = len(lanes)
         pre = self._row(run, "pre", s, n) or [1 / n] * n
         u = combine(zip(pre, lanes))
@@ -288,7 +346,7 @@ class Model:
         if hc.resid_lambda.site == site and "resid_lambda" in run.tables \
                 and s in run.tables["resid_lambda"].at:
             lam = run.tables["resid_lambda"].row(s, n)
-        sources = list(self._source_terms(run, s, site, n))
+        sources = self._source_terms(run, s, site, n)
         out = []
         for k in range(n):
             terms = [] if lanes[k] is None else [(lam[k], lanes[k])]
@@ -297,12 +355,19 @@ class Model:
             out.append(run.x0 * 0.0 if total is None else total)
         return out
 
-    def _source_terms(self, run, s, site, n):
+    def _acting_sources(self, run, s, site):
+        """(table, vectors) of the sources that are added at this site of s."""
         for name, src in self.spec.hc.sources.items():
             table = run.tables["sources." + name]
             moved = s == 0 and src.first == "lane_init"
             if src.site == site and s in table.at and not moved:
-                yield table.row(s, n), run.sources[name]
+                yield table, run.sources[name]
+
+    def _source_terms(self, run, s, site, n):
+        return [(table.row(s, n), x) for table, x in self._acting_sources(run, s, site)]
+
+    def _branch_terms(self, run, s):
+        return [(table.single(s), x) for table, x in self._acting_sources(run, s, "on_branch")]
 
     def _branch(self, run, s, u):
         """F_s of the normed read, [B, N, C]."""
@@ -316,12 +381,12 @@ class Model:
 
     def _attention(self, run, i, a, w):
         """The attention branch of layer i with parameters w."""
-        m = self.spec.model
-        window, offset = m.attention.window[i % len(m.attention.window)], m.attention.key_offset
-        paired = i in m.attention.paired
+        m, window = self.spec.model, self.stage.windows[i]
+        offset, paired = m.attention.key_offset, i in m.attention.paired
         return branches.attention(
-            a, w, m, self._mask(run, window, paired), self._rotary_tables(run, paired),
-            run.tokens, offset.first if i in offset.layers else None, paired)
+            a, w, m, self.stage.scale, self._mask(run, window, paired),
+            self._rotary_tables(run, paired), run.tokens,
+            offset.first if i in offset.layers else None, paired, i in m.value_embed.split)
 
     def _mask(self, run, window, paired):
         """Over positions, or over the two rows of each; the window is the same number of either."""
@@ -336,12 +401,13 @@ class Model:
     def _rotary_tables(self, run, paired):
         length, m = run.tokens.shape[1], self.spec.model
         if paired not in self._rotary or self._rotary[paired][0].shape[0] != length:
+            f, heads = self.stage.frequencies, m.heads + m.kv_heads
             self._rotary[paired] = (
-                branches.paired_tables(m.rotary, length, m.heads + m.kv_heads, self.dtype)
-                if paired else branches.rotary_tables(m.rotary, length, self.dtype))
+                branches.paired_tables(f, m.rotary, length, heads, self.dtype)
+                if paired else branches.rotary_tables(f, m.rotary, length, self.dtype))
         return self._rotary[paired]
 
-    # ---- skips and backouts
+    # ---- skips, backouts and reads
 
     def _capture(self, run, kind, s, when, lanes):
         for name, skip in self.spec.hc[kind].items():

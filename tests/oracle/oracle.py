@@ -1,14 +1,19 @@
 """The oracle's command line.
 
     oracle.py grad SPEC --tokens T.bin --params P.safetensors --dump OUT.safetensors
-                   [--set a.b=v ...] [--dtype float64|float32|bfloat16] [--logits]
+                   [--set a.b=v ...] [--dtype float64|float32|bfloat16] [--logits] [--stage NAME]
     oracle.py names SPEC [--set ...]
     oracle.py params SPEC -o P.safetensors [--seed N] [--random] [--set ...]
     oracle.py bench SPEC [--steps N] [--dtype float32] [--threads N] [--set ...]
+                   [--stage NAME]
 
-grad: one micro-batch; loss, grad.NAME and logits, in float64 (float32 if the
-run was narrower).  bench: one JSON line; exit 2 if PyTorch's own matmul is
-too slow for the number to mean anything; cpu_ms_per_step far below threads *
+Both grad and bench are in the first of the stages with the most tokens in a
+micro-batch, or in the one that is named.
+
+grad: one micro-batch, target weights as in the first step of the stage; loss
+(the mean over the positions), grad.NAME of it and logits, in float64 (float32
+if the run was narrower).  bench: one JSON line; exit 2 if PyTorch's own matmul
+is too slow for the number to mean anything; cpu_ms_per_step far below threads *
 ms_per_step tells that the machine was shared.
 """
 import argparse
@@ -34,6 +39,7 @@ import data  # noqa: E402
 import init  # noqa: E402
 import safetensors  # noqa: E402
 import spec as specs  # noqa: E402
+import stages  # noqa: E402
 from model import Model  # noqa: E402
 from parameters import parameters  # noqa: E402
 from train import DTYPES, Trainer, keep_heap, leaves, load_params, master  # noqa: E402
@@ -45,23 +51,26 @@ SLOW_GFLOPS = 50
 
 # ---- grad -----------------------------------------------------------------
 
-def micro_batch(spec, path):
+def micro_batch(spec, stage, path):
     """Tokens and targets [B, N] of the first micro-batch of a shard."""
-    t = spec.train
-    count = t.tokens_per_step // t.micro_batches
+    count = stage.tokens
     tokens = data.read_shard(path)
     if len(tokens) < count + 1:
         raise specs.SpecError(f"{path}: {len(tokens)} tokens, wanted {count + 1}")
-    rows = torch.from_numpy(data.pack_stream(tokens[:count + 1].astype("int64"), t.seq_len))
+    rows = torch.from_numpy(data.pack_stream(tokens[:count + 1].astype("int64"), stage.seq_len))
     if int(rows.max()) >= spec.model.vocab:
         raise specs.SpecError(f"{path}: token {int(rows.max())} is outside the vocabulary")
     return rows[:, :-1], rows[:, 1:]
 
 
-def gradients(spec, values, tokens, targets, dtype, logits=False):
+def gradients(spec, values, tokens, targets, dtype, logits=False, stage=None):
     """loss, grad.NAME for every parameter and, if asked, logits [T, V]."""
-    params, model = leaves(values, dtype), Model(spec, dtype)
-    loss = model.loss(params, tokens, targets)
+    # copies: gradients of one call are not to add up with those of another
+    params = leaves({k: v.detach().clone() for k, v in values.items()}, dtype)
+    model = Model(spec, dtype)
+    stage = stage or stages.named(spec)
+    model.enter(stage)
+    loss = model.loss(params, tokens, targets, stage.weights(stage.first))
     loss.backward()
     out = {"loss": loss.detach().to(master(dtype))}
     for name, p in params.items():
@@ -74,8 +83,9 @@ def gradients(spec, values, tokens, targets, dtype, logits=False):
 
 def grad(args, spec):
     values = load_params(spec, args.params)
-    tokens, targets = micro_batch(spec, args.tokens)
-    out = gradients(spec, values, tokens, targets, DTYPES[args.dtype], args.logits)
+    stage = stages.named(spec, args.stage)
+    tokens, targets = micro_batch(spec, stage, args.tokens)
+    out = gradients(spec, values, tokens, targets, DTYPES[args.dtype], args.logits, stage)
     safetensors.save(args.dump, out)
     print(json.dumps({"loss": out["loss"].item()}))
 
@@ -136,6 +146,7 @@ def bench(args, spec):
         print(f"oracle.py: matmul at {gflops:.1f} GFLOP/s with {blas}: "
               "PyTorch needs OpenBLAS", file=sys.stderr)
         sys.exit(2)
+    spec = stages.only(spec, stages.named(spec, args.stage))
     dtype, t = DTYPES[args.dtype], spec.train
     trainer = Trainer(spec, leaves(init.initial(spec), dtype), dtype)
     torch.manual_seed(0)
@@ -174,6 +185,7 @@ def arguments():
                 p.add_argument(option, required=True)
             p.add_argument("--logits", action="store_true")
         if run in (grad, bench):
+            p.add_argument("--stage")
             p.add_argument("--dtype", choices=DTYPES,
                            default="float64" if run is grad else "float32")
         if run is params:

@@ -16,6 +16,9 @@ class Param(NamedTuple):
     values: Optional[np.ndarray] = None
     owner: Optional[dict] = None    # the section whose lr_mul and betas apply
     decays: bool = True
+    fan_in: int = 0                 # of a matrix that a product reads
+    uniform: bool = False           # initial values uniform, not normal
+    like: Optional[str] = None      # begins with the numbers of this parameter
 
 
 def parameters(spec):
@@ -23,16 +26,15 @@ def parameters(spec):
     return _tables(spec) + _layers(spec) + _hc(spec) + _sources(spec) + _ends(spec)
 
 
-def _auto(std, fan_in):
-    return 0.5 / fan_in ** 0.5 if std == "auto" else std
-
-
 def _tables(spec):
     m = spec.model
     dims = (spec.padded_vocab, m.width)
+    head = Param("head", dims, "matrix", m.init.head_std, fan_in=m.width)
     out = [Param("embed", dims, "matrix", m.init.embed_std)]
+    if "untie" in spec.train:
+        out = [head._replace(name="embed", like="head")]
     if not m.tied:
-        out.append(Param("head", dims, "matrix", m.init.head_std))
+        out.append(head)
     if m.smear.channels:
         out += [_coef("smear.weight", np.zeros(m.smear.channels), role="gate_weight"),
                 _coef("smear.lambda", [0.0])]
@@ -46,13 +48,11 @@ def _norm(name, spec):
                   decays=False)]
 
 
-def _branch(spec, prefix, into, outof):
-    """The two matrices of a branch and its norm; fan-in is the last dimension."""
+def _matrix(spec, name, dims, fan_in, how="random"):
     ini = spec.model.init
-    out_std = _auto(ini.std, outof[1][1]) if ini.out == "random" else 0.0
-    return _norm(prefix + "norm", spec) + [
-        Param(prefix + into[0], into[1], "matrix", _auto(ini.std, into[1][1])),
-        Param(prefix + outof[0], outof[1], "matrix", out_std)]
+    std = 0.5 / fan_in ** 0.5 if ini.std == "auto" else ini.std
+    return Param(name, dims, "matrix", std if how == "random" else 0.0, fan_in=fan_in,
+                 uniform=ini.kind == "uniform")
 
 
 def _parts(spec, i, prefix):
@@ -78,11 +78,17 @@ def _layers(spec):
     up = (2 * F if m.mlp.kind == "swiglu" else F, C)
     out = []
     for i in range(m.layers):
+        attn, mlp = f"layers.{i}.attn.", f"layers.{i}.mlp."
         if i in m.attention.layers:
-            out += _branch(spec, f"layers.{i}.attn.", ("qkv", qkv), ("out", (C, HD)))
-            out += _parts(spec, i, f"layers.{i}.attn.")
+            out += _norm(attn + "norm", spec)
+            out.append(_matrix(spec, attn + "qkv", qkv, C))
+            out.append(_matrix(spec, attn + "out", (C, HD), HD, m.init.attn_out))
+            out += _parts(spec, i, attn)
         if i in m.mlp.layers:
-            out += _branch(spec, f"layers.{i}.mlp.", ("up", up), ("down", (C, F)))
+            out += _norm(mlp + "norm", spec)
+            out.append(_matrix(spec, mlp + "up", up, C))
+            # a row per hidden channel: the product sums over rows
+            out.append(_matrix(spec, mlp + "down", (F, C), F, m.init.mlp_out))
     return out + _norm("final_norm", spec)
 
 

@@ -95,10 +95,12 @@ def fail(path, value, want):
     raise SpecError(f"{path}: {value!r}: wanted {want}")
 
 
-def integer(low=0):
+def integer(low=0, high=None):
     def read(path, v):
         if isinstance(v, bool) or not isinstance(v, int) or v < low:
             fail(path, v, f"an integer of at least {low}")
+        if high is not None and v > high:
+            fail(path, v, f"an integer of at most {high}")
         return v
     return read
 
@@ -107,6 +109,22 @@ def number(path, v):
     if isinstance(v, bool) or not isinstance(v, (int, float)):
         fail(path, v, "a number")
     return float(v)
+
+
+def bounded(low, high=float("inf"), ends="[]"):
+    """A number from low to high, as in an interval: "(" and ")" leave the end out."""
+    def read(path, v):
+        x = number(path, v)
+        inside = (low < x if ends[0] == "(" else low <= x) and \
+            (x < high if ends[1] == ")" else x <= high)
+        if not inside:
+            fail(path, v, f"a number in {ends[0]}{low}, {high}{ends[1]}")
+        return x
+    return read
+
+
+def positive(path, v):
+    return bounded(0, ends="(]")(path, v)
 
 
 def boolean(path, v):
@@ -182,7 +200,9 @@ def init(path, v):
             return {"ramp": pair(path, v["ramp"])}
         if list(v) == ["identity"]:
             return {"identity": number(path, v["identity"])}
-        fail(path, v, "ramp or identity")
+        if set(v) == {"attn", "mlp"}:
+            return {k: number(path, v[k]) for k in v}
+        fail(path, v, "ramp, identity, or attn and mlp")
     if isinstance(v, list):
         return list_of(number)(path, v)
     return word_or(("identity", "round_robin"), number)(path, v)
@@ -217,11 +237,13 @@ def coefficient(init_default, learned=False, **more):
 
 
 SITE = (choice("at_write", "before_read"), "at_write")
+SOURCE_SITE = (choice("at_write", "before_read", "on_branch"), "at_write")
 
 SOURCE = Section(coefficient(
     0.0, True, kind=(choice("x0", "bigram"), REQUIRED), rows=(integer(2), 1024),
-    table_std=(number, 0.0), granularity=(choice("layer", "sublayer"), "sublayer"),
-    shared=(boolean, False), site=SITE, detach=(boolean, False),
+    table_std=(number, 0.0), hash=(choice("clean", "quirk"), "clean"),
+    granularity=(choice("layer", "sublayer"), "sublayer"), shared=(boolean, False),
+    lane=(word_or(("all",), integer(0, 7)), "all"), site=SOURCE_SITE, detach=(boolean, False),
     first=(choice("in_place", "lane_init", "both"), "in_place")), nullable=True)
 
 WHEN = choice("before", "after")
@@ -232,6 +254,20 @@ TO = Section({"sublayer": (integer(), REQUIRED),
 GATE = Section({"kind": (choice("scalar", "sigmoid", "token"), "scalar"),
                 "init": (number, 0.0), "learned": (boolean, True),
                 "channels": (integer(1), 12)}, "init")
+
+
+WINDOWS = list_of(word_or(("full",), integer(1)))
+LONG_WINDOW = word_or(("full",), integer(1))
+OPTIMIZER = choice("adamw", "cautious_adam", "normuon")
+PACKING = choice("stream", "documents")
+
+STAGE = Section({
+    "share": (positive, 1.0), "steps": (integer(1), ABSENT),
+    "tokens_per_step": (integer(1), ABSENT), "micro_batches": (integer(1, 4096), ABSENT),
+    "seq_len": (integer(1, 1 << 20), ABSENT), "max_doc": (integer(), ABSENT),
+    "window": (WINDOWS, ABSENT), "long_window": (LONG_WINDOW, ABSENT),
+    "lr_mul": (bounded(0), 1.0), "targets": (list_of(bounded(0)), ABSENT),
+    "targets_end": (list_of(bounded(0)), ABSENT)}, nullable=True)
 
 
 def some_layers(**keys):
@@ -253,22 +289,30 @@ SCHEMA = Section({
             "layers": (selection, "all"), "qk_norm": (boolean, True),
             "scale": (word_or(("auto",), number), "auto"),
             "window": (list_of(word_or(("full",), integer())), ["full"]),
+            "long_layers": (selection, "none"), "long_window": (LONG_WINDOW, "full"),
             "document_mask": (boolean, True), "paired": (selection, "none"),
             "gate": some_layers(channels=(integer(1), 12)),
             "sa_lambda": some_layers(init=(pair, [1.0, 1.0])),
             "key_offset": some_layers(first=(integer(), ABSENT))}),
-        "value_embed": some_layers(channels=(integer(1), 12), std=(number, 0.0)),
+        "value_embed": some_layers(channels=(integer(1), 12), split=(selection, "none"),
+                                   std=(number, 0.0)),
         "rotary": Section({"kind": (choice("none", "half", "adjacent"), "half"),
                            "base": (number, 10000.0), "dims": (integer(2), ABSENT),
                            "frequencies": (choice("power", "endpoint"), "power"),
-                           "dtype": (choice("f32", "bf16"), "f32")}, "kind"),
+                           "dtype": (choice("f32", "bf16"), "f32"),
+                           "yarn": Section({"on": (boolean, False), "alpha": (bounded(0), 1.0),
+                                            "beta": (positive, 32.0),
+                                            "growth": (bounded(0), 0.2)}, "on")}, "kind"),
         "mlp": Section({"kind": (choice("relu2", "gelu", "swiglu"), "relu2"),
                         "hidden": (integer(1), ABSENT), "layers": (selection, "all")}, "kind"),
         "softcap": Section({"kind": (choice("none", "tanh", "sigmoid"), ABSENT),
                             "cap": (number, ABSENT), "shift": (number, 5.0),
                             "temperature": (number, 7.5)}, "cap", {"none": "kind"}),
         "init": Section({"std": (word_or(("auto",), number), "auto"),
+                         "kind": (choice("normal", "uniform"), "normal"),
                          "out": (choice("zero", "random"), "zero"),
+                         "attn_out": (choice("zero", "random"), ABSENT),
+                         "mlp_out": (choice("zero", "random"), ABSENT),
                          "embed_std": (number, 1.0), "head_std": (number, 0.005)}),
     }),
     "hc": Section({
@@ -280,32 +324,51 @@ SCHEMA = Section({
         "coef_dtype": (choice("f32", "bf16"), "f32"), "dead": (list_of(integer()), []),
         "res": Section(coefficient("identity"), "init"),
         "pre": Section(coefficient("round_robin"), "init"),
-        "post": Section(coefficient(1.0), "init"),
+        "post": Section(coefficient(1.0, outside=(boolean, False)), "init"),
         "resid_lambda": Section(coefficient(
             1.0, True, granularity=(choice("none", "layer", "sublayer", "lane"), "none"),
             site=SITE), "granularity"),
         "sources": Named(SOURCE),
         "skips": Named(Section({"from": FROM, "to": TO, "gate": GATE}, nullable=True)),
         "backouts": Named(Section({"from": FROM, "gate": GATE}, nullable=True)),
+        "reads": Named(Section({"from": FROM, "sublayers": (selection, REQUIRED)},
+                               nullable=True)),
     }),
     "train": Section({
-        "steps": (integer(1), 1000), "tokens_per_step": (integer(1), REQUIRED),
+        "steps": (integer(), 1000), "tokens_per_step": (integer(1), REQUIRED),
         "seq_len": (integer(1), REQUIRED), "micro_batches": (integer(1), 1),
         "lr": (number, 1e-3), "warmup": (integer(), 0), "cooldown": (number, 0.4),
         "cooldown_kind": (choice("constant", "linear", "cosine"), "linear"),
-        "floor": (number, 0.1), "clip": (number, 0.0), "val_every": (integer(), 0),
-        "val_tokens": (integer(), 0), "log_every": (integer(), 1), "seed": (integer(), 0)}),
+        "floor": (number, 0.1), "clip": (number, 0.0),
+        "loss_scale": (word_or(("mean",), positive), "mean"), "untie": (ident, ABSENT),
+        "val_every": (integer(), 0), "val_tokens": (integer(), 0),
+        "val_batch": (integer(1), ABSENT), "val_seq_len": (integer(1, 1 << 20), ABSENT),
+        "log_every": (integer(), 1), "seed": (integer(), 0),
+        "final": Section({"window": (WINDOWS, ABSENT), "long_window": (LONG_WINDOW, ABSENT)}),
+        "stages": Named(STAGE)}),
     "optim": Section({
+        "kind": (OPTIMIZER, "adamw"), "every": (integer(1, 1024), 1),
         "betas": (pair, [0.9, 0.95]), "eps": (number, 1e-8), "weight_decay": (number, 0.0),
+        "normuon": Section({"momentum": (bounded(0, 1, "[)"), 0.95),
+                            "momentum_start": (bounded(0, 1, "[)"), 0.85),
+                            "momentum_warmup": (integer(), 0),
+                            "momentum_cooldown": (integer(), 0)}),
         "groups": Named(Section({
-            "match": (string, REQUIRED), "lr_mul": (number, ABSENT), "betas": (pair, ABSENT),
+            "match": (string, REQUIRED), "kind": (OPTIMIZER, ABSENT),
+            "every": (integer(1, 1024), ABSENT), "lr": (bounded(0), ABSENT),
+            "lr_mul": (number, ABSENT), "betas": (pair, ABSENT),
             "eps": (number, ABSENT), "weight_decay": (number, ABSENT)}, nullable=True))}),
     "data": Section({
         "train": (list_of(string), []), "val": (list_of(string), []),
-        "packing": (choice("stream", "documents"), "stream"), "shuffle": (boolean, True),
-        "bos": (integer(), ABSENT), "max_doc": (integer(), 0)}, "train"),
+        "packing": (PACKING, "stream"), "val_packing": (PACKING, ABSENT),
+        "shuffle": (boolean, True), "bos": (integer(), ABSENT), "max_doc": (integer(), 0)},
+        "train"),
     "numerics": Section({"storage": (choice("f32", "bf16"), "bf16"),
-                         "gemm": (choice("f32", "bf16"), "bf16")}),
+                         "gemm": (choice("f32", "bf16"), "bf16"),
+                         "params": (choice("f32", "bf16"), "f32"),
+                         "head": (choice("auto", "fp8"), "auto"),
+                         "fp8": Section({"x": (positive, 100.0), "w": (positive, 1.6),
+                                         "grad": (positive, 0.75)})}),
     "target": (choice("h200", "h100", "cpu"), "h200"),
     "plan": Section({"search": (choice("auto", "naive"), "auto"),
                      "store": (choice("auto", "lanes", "parts", "none"), "auto"),
@@ -445,6 +508,12 @@ def derive(spec, path):
     m.rotary.setdefault("dims", m.head_dim)
     m.attention.key_offset.setdefault("first", m.rotary.dims)
     m.mlp.setdefault("hidden", 4 * m.width)
+    m.init.setdefault("attn_out", m.init.out)
+    m.init.setdefault("mlp_out", m.init.out)
+    t = spec.train
+    t.setdefault("val_batch", t.tokens_per_step // t.micro_batches)
+    t.setdefault("val_seq_len", t.seq_len)
+    spec.data.setdefault("val_packing", spec.data.packing)
     m.softcap.setdefault("kind", "tanh" if "cap" in m.softcap else "none")
     m.softcap.setdefault("cap", 15.0)
     spec.data.setdefault("bos", 256 if spec.data.train == ["auto"] else 50256)
@@ -465,11 +534,16 @@ def check(spec):
         (m.smear.channels <= m.width, "model.smear.channels: more than width"),
         (t.tokens_per_step % (t.micro_batches * t.seq_len) == 0,
          "train.tokens_per_step: not micro_batches whole batches of seq_len"),
+        (t.val_batch % t.val_seq_len == 0, "train.val_batch: not whole sequences of val_seq_len"),
+        ("untie" not in t or t.untie in t.stages, "train.untie: no such stage"),
+        ("untie" not in t or not m.tied, "train.untie: model.tied leaves nothing to untie"),
         (all(s < spec.sublayers for s in spec.hc.dead), "hc.dead: no such sublayer"),
         (not isinstance(spec.hc.leave, int) or spec.hc.leave < spec.hc.lanes,
          "hc.leave: no such lane"),
         (not isinstance(spec.hc.output, int) or spec.hc.output < spec.hc.lanes,
          "hc.output: no such lane"),
+        (all(src.lane == "all" or src.lane < spec.hc.lanes for src in spec.hc.sources.values()),
+         "hc.sources: no such lane"),
     ]
     for good, message in rules:
         if not good:
@@ -488,8 +562,20 @@ def lanes_at(spec, sublayer):
     return hc.lanes if inside and (i <= hc.layers[-1] or hc.leave == "keep") else 1
 
 
+def _check_reads(spec):
+    """Every branch reads one value, which is there before it reads."""
+    taken = set()
+    for name, read_ in spec.hc.reads.items():
+        where, point = f"hc.reads.{name}", read_["from"]
+        if any((s, True) <= order(point) for s in read_.sublayers):
+            raise SpecError(f"{where}: from is not before its sublayers")
+        if taken & read_.sublayers:
+            raise SpecError(f"{where}: another reads at the same sublayer")
+        taken |= read_.sublayers
+
+
 def _check_points(spec):
-    for kind in ("skips", "backouts"):
+    for kind in ("skips", "backouts", "reads"):
         for name, skip in spec.hc[kind].items():
             where = f"hc.{kind}.{name}"
             points = [skip["from"]] + ([skip.to] if kind == "skips" else [])
@@ -500,6 +586,8 @@ def _check_points(spec):
                 raise SpecError(f"{where}: no such lane")
             if len(points) == 2 and not order(points[0]) < order(points[1]):
                 raise SpecError(f"{where}: from is not before to")
+            if kind == "reads":
+                continue
             if skip.gate.kind == "token" and skip.gate.channels > spec.model.width:
                 raise SpecError(f"{where}.gate.channels: more than width")
 
@@ -544,6 +632,8 @@ def resolve_init(value, dims, path, kind):
         if kind != "pre":
             raise SpecError(f"{path}: round_robin is for hc.pre")
         table[...] = np.arange(lanes) == np.arange(rows)[:, None] % lanes
+    elif isinstance(value, dict) and "attn" in value:
+        table[0::2], table[1::2] = value["attn"], value["mlp"]
     elif isinstance(value, dict):
         a, b = value["ramp"]
         ramp = a + (b - a) * np.arange(rows) / max(rows - 1, 1)
@@ -567,6 +657,8 @@ def _resolve_coefficient(spec, coef, dims, path, kind="other"):
     coef["sublayers"] = resolve_selection(coef.sublayers, S, path + ".sublayers", True)
     coef["layers"] = resolve_selection(coef.layers, L, path + ".layers")
     coef["shape"] = dims
+    if dims and dims[0] != S and isinstance(coef.init, dict) and "attn" in coef.init:
+        raise SpecError(path + ".init: attn and mlp are of tables with a row per sublayer")
     coef["init"] = resolve_init(coef.init, dims, path + ".init", kind) if dims else None
 
 
@@ -586,6 +678,14 @@ def _resolve_parts(m):
             raise SpecError(f"{path}.{key}: more than {bound}")
 
 
+def _resolve_split(m):
+    """Half the channels of such a gate are the table's, which may be narrower than the stream."""
+    ve, path = m.value_embed, "model.value_embed.split"
+    ve["split"] = resolve_selection(ve.split, m.layers, path) & ve.layers
+    if ve.split and (ve.channels % 2 or ve.channels // 2 > m.kv_heads * m.head_dim):
+        raise SpecError(f"{path}: channels must be even, half of them in the table's row")
+
+
 def _resolve_paired(m):
     """Of the layers selected those with an attention branch; only they ask for pairs of heads."""
     a, path = m.attention, "model.attention.paired"
@@ -598,7 +698,10 @@ def resolve(spec):
     m, hc, S, L, n = spec.model, spec.hc, spec.sublayers, spec.model.layers, spec.hc.lanes
     m.attention["layers"] = resolve_selection(m.attention.layers, L, "model.attention.layers")
     _resolve_parts(m)
+    _resolve_split(m)
     _resolve_paired(m)
+    m.attention["long_layers"] = resolve_selection(m.attention.long_layers, L,
+                                                   "model.attention.long_layers")
     m.mlp["layers"] = resolve_selection(m.mlp.layers, L, "model.mlp.layers")
     hc["layers"] = sorted(resolve_selection(hc.layers, L, "hc.layers"))
     if hc.layers and hc.layers[-1] - hc.layers[0] + 1 != len(hc.layers):
@@ -611,7 +714,11 @@ def resolve(spec):
                          "hc.resid_lambda")
     for name, src in hc.sources.items():
         rows = L if src.granularity == "layer" else S
-        _resolve_coefficient(spec, src, (rows, 1 if src.shared else n), f"hc.sources.{name}")
+        one = src.shared or src.lane != "all" or src.site == "on_branch"
+        _resolve_coefficient(spec, src, (rows, 1 if one else n), f"hc.sources.{name}")
+    for name, read_ in hc.reads.items():
+        read_["sublayers"] = resolve_selection(read_.sublayers, S, f"hc.reads.{name}.sublayers",
+                                               True)
 
 
 def read(path, settings=()):
@@ -627,4 +734,5 @@ def read(path, settings=()):
     check(spec)
     resolve(spec)
     _check_points(spec)
+    _check_reads(spec)
     return spec

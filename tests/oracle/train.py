@@ -1,11 +1,11 @@
-"""Train a spec: AdamW, schedule, clipping, shards in order.
+"""Train a spec: its stages, optimizers and schedules, over shards in order.
 
     train.py SPEC [--steps N] [--params IN.safetensors] [--save OUT.safetensors]
                   [--set a.b=v ...] [--dtype float64|float32|bfloat16] [--threads N]
 
 One JSON line per step with its loss (before the update) and learning rate;
 with validation data also val_loss lines, the last after the last step.
---steps stops early and leaves the schedule as the spec has it.
+--steps stops early and leaves the schedules as the spec has them.
 """
 import argparse
 import ctypes
@@ -19,6 +19,7 @@ import init
 import optim
 import safetensors
 import spec as specs
+import stages
 from model import Model
 from parameters import parameters
 
@@ -57,33 +58,54 @@ def load_params(spec, path):
 
 
 class Trainer:
+    """A run of a spec from step 0, given the batches."""
+
     def __init__(self, spec, params, dtype):
         self.spec = spec
+        self.stages = stages.stages(spec)
         self.model = Model(spec, dtype)
         self.params = params
-        self.optim = optim.AdamW(spec, self.model.params, params)
-        t = spec.train
-        self.rows = t.tokens_per_step // t.seq_len // t.micro_batches
+        self.optim = optim.Optimizer(spec, params)
+        self.norm = None
+
+    @property
+    def stage(self):
+        """That of the next step."""
+        return stages.at(self.stages, self.optim.t)
+
+    @property
+    def rows(self):
+        """Sequences of a micro-batch of the next step."""
+        return self.stage.tokens // self.stage.seq_len
 
     def step(self, batches):
         """One update from micro-batches (tokens, targets); the mean loss before it."""
-        for p in self.params.values():
-            p.grad = None
-        total = 0.0
+        stage, total = self.stage, 0.0
+        self.model.enter(stage)
+        self.optim.clear()
+        # the factor on the mean, where the spec has one on the sum
+        scale = self.spec.train.loss_scale
+        scale = 1.0 if scale == "mean" else scale * stage.tokens_per_step
         for tokens, targets in batches:
-            loss = self.model.loss(self.params, tokens, targets) / len(batches)
-            loss.backward()
+            loss = self.model.loss(self.params, tokens, targets, stage.weights(self.optim.t))
+            loss = loss / len(batches)
+            (loss * scale).backward()
             total += loss.item()
         self.norm = self.optim.step()
         return total
 
     @torch.no_grad()
     def validate(self, rows):
-        """Mean loss over sequences [n, seq_len + 1]."""
-        total = 0.0
-        for first in range(0, len(rows), self.rows):
-            part = rows[first:first + self.rows]
-            total += len(part) * self.model.loss(self.params, part[:, :-1], part[:, 1:]).item()
+        """Mean loss over sequences [n, val_seq_len + 1], with the windows of the last step made,
+        or after the whole run with those of train.final."""
+        t, total = self.optim.t, 0.0
+        over = t == self.stages[-1].end
+        self.model.enter(stages.final(self.spec) if over else stages.at(self.stages, max(t - 1, 0)))
+        count = self.spec.train.val_batch // self.spec.train.val_seq_len
+        for first in range(0, len(rows), count):
+            part = rows[first:first + count]
+            loss = self.model.validation_loss(self.params, part[:, :-1], part[:, 1:])
+            total += len(part) * loss.item()
         return total / len(rows)
 
 
@@ -92,26 +114,24 @@ def say(**fields):
 
 
 def validation_rows(spec):
-    t = spec.train
-    if not spec.data.val or t.val_tokens < t.seq_len:
-        return None
-    return data.sequences(spec, spec.data.val)[:t.val_tokens // t.seq_len]
+    return data.validation(spec) if spec.data.val else None
 
 
 def run(spec, params, dtype, steps):
-    """Train, printing as it goes."""
+    """Train, printing as it goes; the parameters with all their bits."""
     t, trainer = spec.train, Trainer(spec, params, dtype)
-    rows, val = data.sequences(spec, spec.data.train), validation_rows(spec)
+    reader, val = data.Reader(spec), validation_rows(spec)
     for step in range(steps):
-        first = step * t.micro_batches
-        batches = [data.batch(rows, (first + m) * trainer.rows, trainer.rows)
-                   for m in range(t.micro_batches)]
+        stage = trainer.stage
+        batches = [reader.take(trainer.rows, stage.seq_len, stage.max_doc)
+                   for _ in range(stage.micro_batches)]
         loss = trainer.step(batches)
-        line = {"step": step, "loss": loss, "lr": t.lr * optim.schedule(t, step)}
+        line = {"step": step, "loss": loss, "lr": t.lr * optim.schedule(t, step, stage.lr_mul)}
         say(**line, **({} if trainer.norm is None else {"norm": trainer.norm}))
         last = step == steps - 1
         if val is not None and (last or t.val_every and (step + 1) % t.val_every == 0):
             say(step=step + 1, val_loss=trainer.validate(val))
+    return trainer.optim.params
 
 
 def arguments():
@@ -137,7 +157,8 @@ def main():
     dtype = DTYPES[args.dtype]
     values = load_params(spec, args.params) if args.params else init.initial(spec)
     params = leaves(values, dtype)
-    run(spec, params, dtype, args.steps or spec.train.steps)
+    steps = stages.stages(spec)[-1].end if args.steps is None else args.steps
+    params = run(spec, params, dtype, steps)
     if args.save:
         safetensors.save(args.save, params)
 

@@ -704,6 +704,34 @@ test_hash_by_hand(void)
 	      a[1]);
 }
 
+/* By hand, 251520 rows and tokens 5, 50256, 50000, 50000.  At position 1 the token
+ * before is taken as 251519: 27191*251519 = 6839053129, which wraps to -1750881463;
+ * 36313*50256 = 1824946128; their XOR is -77210471, and mod 251519 that is 5862.
+ * From position 2 on all is as in the clean hash, both products being below 2^31:
+ * 36313*50000 = 1815650000 XOR 27191*50256 = 1366510896 is 1028379616, mod 251519 is
+ * 169944; XOR 27191*50000 = 1359550000 is 1026656480, mod 251519 is 207441.  The next
+ * sequence begins anew. */
+static void
+test_quirk_by_hand(void)
+{
+	int32_t a[8], x[8] = {5, 50256, 50000, 50000, 7, 50256, 50000, 50000};
+	static const int32_t want[4] = {251519, 5862, 169944, 207441};
+	RunInput in = {IN_HASH, {AR_INPUTS, 0}, 251520, true};
+	Run *r = run_new(65536, -1, 4);
+
+	r->prog[PROG_TRAIN].tokens = 8;
+	r->input = &in;
+	r->ninput = 1;
+	r->arena[AR_INPUTS] = (char *)a;
+	inputs_fill(r, &r->prog[PROG_TRAIN], x, NULL);
+	check("hash-quirk-by-hand", memcmp(a, want, sizeof want) == 0 &&
+	      memcmp(a + 4, want, sizeof want) == 0, "%d %d %d %d", a[0], a[1], a[2], a[3]);
+	in.quirk = false;
+	inputs_fill(r, &r->prog[PROG_TRAIN], x, NULL);
+	check("hash-clean-beside-it", a[1] == 39834 && a[2] == want[2] && a[3] == want[3],
+	      "%d %d %d", a[1], a[2], a[3]);
+}
+
 /* -- bytes -- */
 
 static void
@@ -957,6 +985,7 @@ main(void)
 	check_inputs("no-mask", -1, InTokens);
 	check_inputs("one-sequence", 7, InSeq);
 	test_hash_by_hand();
+	test_quirk_by_hand();
 	test_bytes();
 	test_auto();
 	test_ngram();

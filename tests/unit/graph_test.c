@@ -1039,6 +1039,32 @@ static const struct { const char *name, *a, *b; double bound; bool fwd; } same[]
 	{ "round robin or the same by hand",
 	  "hc: {lanes: 2, pre: {init: round_robin}}\n",
 	  "hc: {lanes: 2, pre: {init: [1, 0, 0, 1, 1, 0, 0, 1]}}\n", 0, false },
+	{ "numbers of attention and mlp, or row by row",
+	  "hc: {post: {init: {attn: 2, mlp: 0.5}}}\n", "hc: {post: {init: [2, 0.5, 2, 0.5]}}\n", 0, false },
+	/* sums in another order: a few roundings of 2^-53 in the values, and the norms between */
+	{ "a source on the branch, or times post beside it",
+	  "hc: {post: {init: 2}, sources: {x: {kind: x0, site: on_branch, init: 0.125, learned: false}}}\n",
+	  "hc: {post: {init: 2}, sources: {x: {kind: x0, init: 0.25, learned: false}}}\n", 1e-13, false },
+	{ "a source in one lane, or with a zero for the other",
+	  "hc: {lanes: 2, sources: {x: {kind: x0, lane: 1, init: 0.25, learned: false}}}\n",
+	  "hc: {lanes: 2, sources: {x: {kind: x0, init: [0, 0.25], learned: false}}}\n", 0, false },
+	{ "a source in a lane that one stream has not",
+	  "hc: {lanes: 2, layers: [1], sources: {x: {kind: x0, lane: 1, init: 0.25, learned: false, first: both}}}\n",
+	  "hc: {lanes: 2, layers: [1], sources: {x: {kind: x0, init: [0, 0.25], learned: false, layers: [1]}}}\n", 0, false },
+	{ "post outside of the lanes",
+	  "hc: {layers: [1], post: {init: 2, outside: true}}\n", "hc: {post: {init: 2}}\n", 0, false },
+	{ "post of one stream is its lane 0's",
+	  "hc: {lanes: 2, layers: [1], post: {init: [2, 3, 2, 3, 1, 1, 1, 1], outside: true}}\n",
+	  "hc: {lanes: 2, layers: [1], post: {init: [2, 9, 2, 9, 1, 1, 1, 1], outside: true}}\n", 0, false },
+	{ "lanes that branches read at the place, or as values",
+	  "hc: {lanes: 2, pre: {init: [1, 0]}, reads: {r: {from: {sublayer: 0, lane: 1}, sublayers: [1]}, "
+	  "q: {from: {sublayer: 2, when: before}, sublayers: [2]}}}\n",
+	  "hc: {lanes: 2, pre: {init: [1, 0, 0, 1, 1, 0, 1, 0]}}\n", 1e-13, false },
+	{ "a value is taken ahead of the skips that enter",
+	  "hc: {skips: {s: {from: {sublayer: 0}, to: {sublayer: 2}, gate: {init: 2, learned: false}}}, "
+	  "reads: {q: {from: {sublayer: 2, when: before}, sublayers: [2]}}}\n",
+	  "hc: {skips: {s: {from: {sublayer: 0}, to: {sublayer: 2}, gate: {init: 2, learned: false}}}, "
+	  "reads: {q: {from: {sublayer: 1}, sublayers: [2]}}}\n", 0, false },
 };
 
 static bool

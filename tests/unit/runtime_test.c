@@ -689,7 +689,7 @@ static const char good_manifest[] =
         "input tokens inputs+0\n"
         "input targets inputs+64\n"
         "input docstart inputs+128\n"
-        "input hash inputs+192 9\n"
+        "input hash inputs+192 9 clean\n"
         "input order tokens inputs+256 8\n"
         "kernel scale__n64 kernels/scale__n64.c\n"
         "program train 0 tokens 16 seq 8\n"
@@ -779,6 +779,7 @@ test_manifest_damage(Arena *mem)
 		{"table_beyond", "rope_cos 8 4", "rope_cos 80 4", "beyond"},
 		{"input_beyond", "input hash inputs+192",
 		 "input hash inputs+500", "beyond"},
+		{"hash_kind", "192 9 clean", "192 9 salted", "salted"},
 		{"order_beyond", "inputs+256 8", "inputs+256 800", "beyond"},
 		{"no_targets", "input targets", "input hash", "expected rows"},
 		{"kernel_escapes", "kernels/scale", "kernels/../scale",

@@ -857,31 +857,32 @@ loss_sum(void *a, char err[200])
 	return fabs(get(result, 0) - sum) <= 0x1p-52 * (double)(x->n + 1) * mag;
 }
 
-/* numbers per row from its first channels, and what rows and weights get */
-typedef struct { const char *name; Dt dt; long H, N, C, T, parts; } GateCase;
+/* numbers per row from its first channels and N of the W columns of the weights, and what
+ * rows and weights get */
+typedef struct { const char *name; Dt dt; long H, N, C, T, parts, W, W0; } GateCase;
 
 static bool
 gate(void *a, char err[200])
 {
 	const GateCase *q = a;
-	long H = q->H, N = q->N, C = q->C, T = q->T, N8 = (N + 7) / 8 * 8, t, h, c, i;
-	Arr x = randoms(q->dt, T * C, 1), w = randoms(F32, H * N, 1), g = randoms(F32, T * H, 1);
-	Arr y = array(F32, T * H), dx = array(q->dt, T * N8), part = array(F32, q->parts * H * N);
+	long H = q->H, N = q->N, C = q->C, W = q->W, W0 = q->W0, T = q->T, N8 = (N + 7) / 8 * 8, t, h, c, i;
+	Arr x = randoms(q->dt, T * C, 1), w = randoms(F32, H * W, 1), g = randoms(F32, T * H, 1);
+	Arr y = array(F32, T * H), dx = array(q->dt, T * N8), part = array(F32, q->parts * H * W);
 	double *want = NEWN(mem, double, T * (H + N8)), *bound = NEWN(mem, double, T * (H + N8));
-	double *dw = NEWN(mem, double, H * N), *mag = NEWN(mem, double, H * N), sum, u;
+	double *dw = NEWN(mem, double, H * W), *mag = NEWN(mem, double, H * W), sum, u;
 
 	for (t = 0; t < T; t++)
 		for (h = 0; h < H; h++)
 			for (c = 0; c < N; c++) {
-				u = get(x, t * C + c) * get(w, h * N + c);
+				u = get(x, t * C + c) * get(w, h * W + W0 + c);
 				want[t * H + h] += u;
 				bound[t * H + h] += fabs(u) * 0x1p-20;
-				u = get(g, t * H + h) * get(w, h * N + c);
+				u = get(g, t * H + h) * get(w, h * W + W0 + c);
 				want[T * H + t * N8 + c] += u;
 				bound[T * H + t * N8 + c] += fabs(u) * 0x1p-20;
 				u = get(g, t * H + h) * get(x, t * C + c);
-				dw[h * N + c] += u;
-				mag[h * N + c] += fabs(u);
+				dw[h * W + W0 + c] += u;
+				mag[h * W + W0 + c] += fabs(u);
 			}
 	writes(y);
 	reads(x);
@@ -897,9 +898,9 @@ gate(void *a, char err[200])
 	integer(T);
 	if (!run(arena_printf(mem, "%s_bwd", q->name), launch_of("gate_bwd", q->parts, 1).items, 0))
 		return snprintf(err, 200, "%.199s", fault), false;
-	for (i = 0; i < H * N; i++) {
+	for (i = 0; i < H * W; i++) {
 		for (sum = 0, t = 0; t < q->parts; t++)
-			sum += get(part, t * H * N + i);
+			sum += get(part, t * H * W + i);
 		snprintf(err, 200, "weight %ld: %.9g, want %.9g", i, sum, dw[i]);
 		if (!(fabs(sum - dw[i]) <= mag[i] * 0x1p-20))
 			return false;
@@ -908,8 +909,8 @@ gate(void *a, char err[200])
 }
 
 static const GateCase gates[] = {
-	{ "gate_one", F32, 1, 5, 16, 300, 3 }, { "gate_six", BF16, 6, 12, 64, 1000, 9 },
-	{ "gate_many", BF16, 70, 20, 32, 130, 4 },
+	{ "gate_one", F32, 1, 5, 16, 300, 3, 5, 0 }, { "gate_six", BF16, 6, 12, 64, 1000, 9, 12, 0 },
+	{ "gate_part", BF16, 3, 6, 64, 500, 5, 13, 5 }, { "gate_many", BF16, 70, 20, 32, 130, 4, 20, 0 },
 };
 
 static void
@@ -920,10 +921,11 @@ gate_kernels(void)
 	for (i = 0; i < sizeof gates / sizeof *gates; i++) {
 		const GateCase *q = &gates[i];
 		const char *dt = q->dt == BF16 ? "bf16" : "f32";
-		const char *holes = arena_printf(mem, "DT=%s DTG=%s H=%ld N=%ld C=%ld", dt, dt, q->H, q->N, q->C);
+		const char *holes = arena_printf(mem, "DT=%s H=%ld N=%ld C=%ld WN=%ld W0=%ld", dt, q->H, q->N,
+		                                 q->C, q->W, q->W0);
 
-		kernel(q->name, "gate", arena_printf(mem, "DT=%s H=%ld N=%ld C=%ld", dt, q->H, q->N, q->C), 1);
-		kernel(arena_printf(mem, "%s_bwd", q->name), "gate_bwd", holes, 1);
+		kernel(q->name, "gate", holes, 1);
+		kernel(arena_printf(mem, "%s_bwd", q->name), "gate_bwd", arena_printf(mem, "DTG=%s %s", dt, holes), 1);
 	}
 }
 

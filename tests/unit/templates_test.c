@@ -33,7 +33,8 @@ typedef struct { const char *name; Kernel *gather, *scatter; int dt; long C; } R
 #undef ATTN
 #undef CE
 #undef ROWS
-Kernel adamw_w0, adamw_w1, sqsum, clip, finish, loss_sum, scaled_f32, scaled_bf16, scaled_bwd, gate_one, gate_bwd_one, gate_six, gate_bwd_six;
+Kernel adamw_w0, adamw_w1, sqsum, clip, finish, loss_sum, scaled_f32, scaled_bf16, scaled_bwd, gate_one, gate_bwd_one, gate_six, gate_bwd_six,
+       gate_part, gate_bwd_part;
 
 #define ATTN(n, q, o, g, ...) { #n, attn_fwd_##n, attn_bwd_##n, DT_##q, DT_##o, DT_##g, __VA_ARGS__ },
 #define CE(n, ...)
@@ -806,37 +807,38 @@ test_scaled(long n)
 	free(w.p), free(g.p), free(d.p), free(s0.p), free(s1.p), free(ref);
 }
 
-/* numbers per row from its first channels, and what rows and weights get */
+/* numbers per row from its first channels and as many columns of the weights, and what
+ * rows and weights get */
 static void
-test_gate(Kernel *fwd, Kernel *bwd, int dt, long H, long N, long C, long T)
+test_gate(Kernel *fwd, Kernel *bwd, int dt, long H, long N, long C, long W, long W0, long T)
 {
 	const long N8 = (N + 7) / 8 * 8;
-	Buf x = randbuf(dt, T * C, 1), w = randbuf(DT_f32, H * N, 1), g = randbuf(DT_f32, T * H, 1), y[2], dx[2], part[2];
-	double *ry = alloc(T * H, sizeof *ry), *rx = alloc(T * N8, sizeof *rx), *rw = alloc(H * N, sizeof *rw);
+	Buf x = randbuf(dt, T * C, 1), w = randbuf(DT_f32, H * W, 1), g = randbuf(DT_f32, T * H, 1), y[2], dx[2], part[2];
+	double *ry = alloc(T * H, sizeof *ry), *rx = alloc(T * N8, sizeof *rx), *rw = alloc(H * W, sizeof *rw);
 	char name[60];
 	int good = 1;
 
-	snprintf(name, sizeof name, "gate H %ld N %ld T %ld", H, N, T);
+	snprintf(name, sizeof name, "gate H %ld N %ld of %ld T %ld", H, N, W, T);
 	for (long t = 0; t < T; t++)
 		for (long h = 0; h < H; h++)
 			for (long c = 0; c < N; c++) {
-				ry[t * H + h] += get(x, t * C + c) * get(w, h * N + c);
-				rx[t * N8 + c] += get(g, t * H + h) * get(w, h * N + c);
-				rw[h * N + c] += get(g, t * H + h) * get(x, t * C + c);
+				ry[t * H + h] += get(x, t * C + c) * get(w, h * W + W0 + c);
+				rx[t * N8 + c] += get(g, t * H + h) * get(w, h * W + W0 + c);
+				rw[h * W + W0 + c] += get(g, t * H + h) * get(x, t * C + c);
 			}
 	for (int s = 0; s < 2; s++) {
-		y[s] = nanbuf(DT_f32, T * H), dx[s] = nanbuf(dt, T * N8), part[s] = nanbuf(DT_f32, 64 * H * N);
+		y[s] = nanbuf(DT_f32, T * H), dx[s] = nanbuf(dt, T * N8), part[s] = nanbuf(DT_f32, 64 * H * W);
 		launch(fwd, (HcArg[]){ { y[s].p }, { x.p }, { w.p }, { .i = T } }, 64, s);
 		launch(bwd, (HcArg[]){ { dx[s].p }, { part[s].p }, { g.p }, { x.p }, { w.p }, { .i = T } }, 64, s);
 	}
 	good &= close_to(name, "y", y[0], y[1], ry);
 	good &= close_to(name, "dx", dx[0], dx[1], rx);
-	for (long i = 0; i < H * N; i++) {
+	for (long i = 0; i < H * W; i++) {
 		double sum = 0, mag = 0;
 
 		for (long b = 0; b < 64; b++) {
-			sum += get(part[0], b * H * N + i);
-			mag += fabs(get(part[0], b * H * N + i));
+			sum += get(part[0], b * H * W + i);
+			mag += fabs(get(part[0], b * H * W + i));
 		}
 		if (!(fabs(sum - rw[i]) <= 0x1p-20 * (mag + 1)))
 			good = 0, report(0, name, "dw", sum - rw[i], 0x1p-20 * (mag + 1));
@@ -930,8 +932,9 @@ main(int argc, char **argv)
 	test_scaled(1);
 	test_scaled(1003);
 	test_scaled(4096);
-	test_gate(gate_one, gate_bwd_one, DT_f32, 1, 5, 16, 7);
-	test_gate(gate_one, gate_bwd_one, DT_f32, 1, 5, 16, 1003);
-	test_gate(gate_six, gate_bwd_six, DT_bf16, 6, 12, 64, 200);
+	test_gate(gate_one, gate_bwd_one, DT_f32, 1, 5, 16, 5, 0, 7);
+	test_gate(gate_one, gate_bwd_one, DT_f32, 1, 5, 16, 5, 0, 1003);
+	test_gate(gate_six, gate_bwd_six, DT_bf16, 6, 12, 64, 12, 0, 200);
+	test_gate(gate_part, gate_bwd_part, DT_bf16, 3, 6, 64, 13, 5, 200);
 	return failed;
 }

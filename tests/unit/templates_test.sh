@@ -102,10 +102,12 @@ put sqsum sqsum
 put clip clip
 put finish finish
 put loss_sum loss_sum
-put gate gate_one DT=f32 H=1 N=5 C=16
-put gate_bwd gate_bwd_one DT=f32 DTG=f32 H=1 N=5 C=16
-put gate gate_six DT=bf16 H=6 N=12 C=64
-put gate_bwd gate_bwd_six DT=bf16 DTG=bf16 H=6 N=12 C=64
+put gate gate_one DT=f32 H=1 N=5 C=16 WN=5 W0=0
+put gate_bwd gate_bwd_one DT=f32 DTG=f32 H=1 N=5 C=16 WN=5 W0=0
+put gate gate_six DT=bf16 H=6 N=12 C=64 WN=12 W0=0
+put gate_bwd gate_bwd_six DT=bf16 DTG=bf16 H=6 N=12 C=64 WN=12 W0=0
+put gate gate_part DT=bf16 H=3 N=6 C=64 WN=13 W0=5
+put gate_bwd gate_bwd_part DT=bf16 DTG=bf16 H=3 N=6 C=64 WN=13 W0=5
 put scaled scaled_f32 DT=f32 S='s0[0]'
 put scaled scaled_bf16 DT=bf16 S='F32(BF16(s0[0])) * s1[0]'
 put scaled_bwd scaled_bwd S='s0[0] * s1[0]'

@@ -279,6 +279,43 @@ static const struct { const char *name, *yaml; } spec_text[] = {
 	  MODEL(2, "mlp: {kind: gelu}")
 	  "hc: {lanes: 3, lane_init: {learned: true}, resid_lambda: {granularity: sublayer, init: 0.9}}\n"
 	  TRAIN(24, 12) },
+	{ "split-value-gates",
+	  "model: {layers: 3, width: 32, heads: 4, kv_heads: 2, vocab: 19, vocab_multiple: 8, norm_weight: true, "
+	  "value_embed: {layers: all, split: [0, 2], channels: 10, std: 1}, attention: {gate: [0]}, init: {out: random}}\n"
+	  "hc: {lanes: 2, post: {learned: true}, layers: [1, 2]}\n"
+	  TRAIN(24, 12) },
+	{ "sources-on-the-branch",
+	  MODEL(4, "mlp: {kind: gelu}")
+	  "hc: {lanes: 3, layers: {first: 2, last: 3}, pre: {learned: true}, "
+	  "post: {learned: true, outside: true, init: {attn: 1.2, mlp: 0.9}}, "
+	  "resid_lambda: {granularity: sublayer, init: {ramp: [1, 1.1]}}, sources: {"
+	  "x: {kind: x0, site: on_branch, init: 0.1, sublayers: attn, first: lane_init}, "
+	  "e: {kind: bigram, rows: 11, site: on_branch, detach: true, init: {attn: 0.3, mlp: 0.2}, table_std: 1}, "
+	  "f: {kind: bigram, rows: 11, hash: quirk, lane: 1, init: 0.2, table_std: 1, first: both}, "
+	  "z: {kind: x0, lane: 0, granularity: layer, init: 0.2, site: before_read}}}\n"
+	  TRAIN(24, 12) },
+	{ "one-stream-on-the-branch",
+	  MODEL(3, "")
+	  "hc: {post: {learned: true, init: {attn: 1.2, mlp: 0.9}}, resid_lambda: {granularity: sublayer, init: 1.05}, sources: {"
+	  "x: {kind: x0, site: on_branch, granularity: layer, init: 0.1}, "
+	  "e: {kind: bigram, rows: 11, site: on_branch, sublayers: attn, init: 0.3, table_std: 1, first: lane_init}}}\n"
+	  TRAIN(24, 12) },
+	{ "reads",
+	  MODEL(4, "norm_weight: true, attention: {layers: {except: [2]}, gate: {layers: all, channels: 5}}, "
+	        "value_embed: {layers: [3], channels: 6, split: all, std: 1}")
+	  "hc: {lanes: 3, layers: {first: 1, last: 3}, pre: {learned: true}, post: {learned: true}, "
+	  "resid_lambda: {granularity: lane, site: before_read, init: 1.1}, "
+	  "skips: {s: {from: {sublayer: 1}, to: {sublayer: 3}, gate: 0.5}}, reads: {"
+	  "a: {from: {sublayer: 3, lane: 1}, sublayers: [4, 6]}, b: {from: {sublayer: 3, lane: mean, when: before}, sublayers: [3, 7]}, "
+	  "c: {from: {sublayer: 0}, sublayers: [2]}}}\n"
+	  TRAIN(24, 12) },
+	{ "one-value-for-three-branches",
+	  MODEL(4, "value_embed: {layers: [2, 3], std: 1}")
+	  "hc: {post: {learned: true, sublayers: attn}, resid_lambda: {granularity: sublayer, init: 1.05}, "
+	  "sources: {x: {kind: x0, sublayers: attn, init: 0.1}}, "
+	  "reads: {cached: {from: {sublayer: 1}, sublayers: [2, 4, 6]}}, "
+	  "backouts: {b: {from: {sublayer: 1}, gate: 0.5}}}\n"
+	  TRAIN(24, 12) },
 	{ "several-targets",
 	  MODEL(2, "softcap: {kind: sigmoid, cap: 9, shift: 1, temperature: 3}")
 	  "hc: {lanes: 2, post: {learned: true}}\n"
@@ -347,16 +384,21 @@ documents(const Model *m, int32_t *doc, long T)
 }
 
 static inline int32_t *
-bigram(const Model *m, const int32_t *tok, long T, int rows)
+bigram(const Model *m, const int32_t *tok, long T, const Source *s)
 {
-	int32_t *h = NEWN(mem, int32_t, T);
+	int32_t *h = NEWN(mem, int32_t, T), q;
 	uint64_t a, b;
+	int rows = s->rows;
 	long t;
 
 	for (t = 0; t < T; t++) {
 		a = 36313 * (uint64_t)tok[t];
 		b = t % m->seq ? 27191 * (uint64_t)tok[t - 1] : 0;
-		h[t] = t % m->seq ? (int32_t)((a ^ b) % (uint64_t)(rows - 1)) : rows - 1;
+		if (s->hash_quirk && t % m->seq == 1)
+			b = 27191 * (uint64_t)(rows - 1);
+		q = (int32_t)(a ^ b) % (rows - 1);
+		h[t] = !(t % m->seq) ? rows - 1 : !s->hash_quirk ? (int32_t)((a ^ b) % (uint64_t)(rows - 1)) :
+		       q < 0 ? q + rows - 1 : q;
 	}
 	return h;
 }
@@ -379,7 +421,7 @@ inputs_random(const Model *m, long T)
 	for (j = 0; j < m->spec->nsource; j++) {
 		s = &m->spec->source[j];
 		if (!s->none && s->kind == SRC_BIGRAM)
-			in.hash[j] = bigram(m, tok, T, s->rows);
+			in.hash[j] = bigram(m, tok, T, s);
 	}
 	in.tokens = tok;
 	in.targets = tgt;

@@ -326,8 +326,9 @@ devices_text(const Machine *m)
 		if (m->cuda && m->library[k].error == m->cuda)
 			see = libraries[k].title;
 	if (m->gpu)
-		printf("GPU          %s, compute capability %d.%d, %d multiprocessors, %.1f GB\n",
-		       g->name, g->major, g->minor, g->sms, (double)g->memory / 1e9);
+		printf("GPU          %s, compute capability %d.%d%s, %d multiprocessors, %.1f GB\n",
+		       g->name, g->major, g->minor, 10 * g->major + g->minor < LeastFp8 ? " (no FP8)" : "",
+		       g->sms, (double)g->memory / 1e9);
 	printf("device cuda  %s%s\n", see ? "does not work: see " : "",
 	       see ? see : m->cuda ? m->cuda : "works");
 	printf("device simt  %s\n", m->simt ? m->simt : "works");

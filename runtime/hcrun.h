@@ -295,6 +295,7 @@ bool cuda_usable(const char **why);
 void cuda_need(void);                   /* die()s with the reason */
 const char *cuda_problem(void);         /* the reason, or NULL */
 typedef struct { char name[256]; int major, minor, sms; size_t memory; } GpuFacts;
+enum { LeastFp8 = 89 };            /* the first that multiplies FP8 */
 bool cuda_facts(GpuFacts *g);           /* of the first GPU; false: there is none */
 const char *cuda_name(const Run *r);    /* of the GPU */
 /* bytes per second of a copy on the device, read and written */

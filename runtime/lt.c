@@ -224,7 +224,7 @@ plan_new(Run *r, const RunStep *s, const unsigned align[4])
 	const Cuda *c = r->dev;
 	Plan *p = NEW(c->lt->mem, Plan);
 
-	if (dtype_fp8(s->a.dt) && c->capability < 89)
+	if (dtype_fp8(s->a.dt) && c->capability < LeastFp8)
 		die("%s: FP8 products need compute capability 8.9, %s has %d.%d: numerics.head auto does without",
 		    s->site, c->name, c->capability / 10, c->capability % 10);
 	if ((s->a.dt != s->b.dt && !dtype_fp8(s->a.dt)) || (s->a.dt == DT_F32 && s->c.dt != DT_F32))

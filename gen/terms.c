@@ -621,16 +621,23 @@ static void
 set_apart(Terms *m)
 {
 	const Graph *g = m->g;
-	bool *later = NEWN(m->a, bool, m->nval);
-	int i, j;
+	bool *later = NEWN(m->a, bool, m->nval), shift;
+	const Val *v;
+	int i, j, a, l;
 
 	for (j = g->nfwd; j < m->nval; j++) {
-		later[j] = g->v[j].accum && is_row(&g->v[j]);
-		for (i = 0; i < 6 && g->v[j].arg[i] >= 0; i++)
-			later[j] |= later[g->v[j].arg[i]];
-		later[j] &= op_info[g->v[j].op].class != CL_HEAVY;
+		v = &g->v[j];
+		shift = v->op == OP_SHIFT || v->op == OP_UNSHIFT;
+		later[j] = v->accum && is_row(v);
+		for (i = 0, l = 0; i < 6 && (a = v->arg[i]) >= 0; i++) {
+			later[j] |= later[a];
+			l = later[a] && m->level[a] + shift > l ? m->level[a] + shift : l;
+		}
+		later[j] &= op_info[v->op].class != CL_HEAVY;
 		if (later[j] && m->level[j] % 16 == 0)
 			m->level[j]++;
+		if (later[j] && m->level[j] < l)
+			m->level[j] = l;
 	}
 }
 

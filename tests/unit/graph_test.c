@@ -1060,6 +1060,10 @@ static const struct { const char *name, *a, *b; double bound; bool fwd; } same[]
 	  "hc: {lanes: 2, pre: {init: [1, 0]}, reads: {r: {from: {sublayer: 0, lane: 1}, sublayers: [1]}, "
 	  "q: {from: {sublayer: 2, when: before}, sublayers: [2]}}}\n",
 	  "hc: {lanes: 2, pre: {init: [1, 0, 0, 1, 1, 0, 1, 0]}}\n", 1e-13, false },
+	{ "an early value of a stream, or a lane that nobody wrote since",
+	  "hc: {reads: {r: {from: {sublayer: 0}, sublayers: [3]}}}\n",
+	  "hc: {lanes: 2, pre: {init: [1, 0, 1, 0, 1, 0, 0, 1]}, post: {init: [1, 1, 1, 0, 1, 0, 1, 0]}, output: {lane: 0}}\n",
+	  1e-13, false },
 	{ "a value is taken ahead of the skips that enter",
 	  "hc: {skips: {s: {from: {sublayer: 0}, to: {sublayer: 2}, gate: {init: 2, learned: false}}}, "
 	  "reads: {q: {from: {sublayer: 2, when: before}, sublayers: [2]}}}\n",
@@ -1117,6 +1121,41 @@ counted(void *arg, char err[200])
 	return add_ == 4 + 6 && mul_ == 6 * per_norm + 2;
 }
 
+/* Two tables of one size, of which one has the hash with the quirk: each is read at
+ * its own rows. */
+static bool
+own_hashes(void *arg, char err[200])
+{
+	const Model *m = model_of("hashes", MODEL(2, "")
+	        "hc: {sources: {a: {kind: bigram, rows: 29}, b: {kind: bigram, rows: 29, hash: quirk}}}\n" TRAIN(24, 12));
+	Inputs in = inputs_random(m, m->T);
+	Graph *g = graph_build(mem, m, GRAPH_EVAL, m->T);
+	Interp *I = interp_graph(g, &in, NULL);
+	const char *name;
+	int i, j, seen = 0;
+	long t;
+
+	(void)arg;
+	snprintf(err, 200, "the two hashes are the same");
+	if (memcmp(in.hash[0], in.hash[1], (size_t)m->T * sizeof *in.hash[0]) == 0)
+		return false;
+	for (i = 0; i < g->n; i++) {
+		if (g->v[i].op != OP_GATHER || g->v[i].attr[0] != IDX_HASH)
+			continue;
+		j = g->v[g->v[i].arg[0]].attr[0];
+		name = m->param[j].name;
+		seen |= 1 << (name[strlen("hc.sources.")] - 'a');
+		for (t = 0; t < m->T; t++)
+			if (memcmp(I->x[i] + t * m->C, in.param[j] + in.hash[name[strlen("hc.sources.")] - 'a'][t] * m->C,
+			           (size_t)m->C * sizeof(double)) != 0) {
+				snprintf(err, 200, "row %ld of %s", t, name);
+				return false;
+			}
+	}
+	snprintf(err, 200, "tables that were read: %d", seen);
+	return seen == 3;
+}
+
 static void
 models(void)
 {
@@ -1136,6 +1175,7 @@ models(void)
 		snprintf(name, sizeof name, "the same graph: %s", same[i].name);
 		check_case(name, same_graphs, &i);
 	}
+	check_case("tables of one size have a hash each", own_hashes, NULL);
 	check_case("random sums, products and signs", random_folds, NULL);
 	check_case("frozen tables leave what a person writes", counted, NULL);
 }

@@ -5,6 +5,7 @@
  * and gradients agree to 1e-12 of the summed magnitudes of their terms. */
 #include "test.h"
 #include "../../gen/search.h"
+#include "../../gen/fuse.h"
 
 static bool
 same_results(const Graph *g, const Graph *h, const Inputs *in, char err[200])
@@ -136,6 +137,28 @@ nothing_better(void *arg, char err[200])
 	e = search(mem, t, x->states);
 	snprintf(err, 200, "the search finds %.0f bytes per row, there is a plan of %.0f", d->nbytes, e->nbytes);
 	return d->nbytes == e->nbytes;
+}
+
+/* With gradients of sources a level later, no value is there before what it is made
+ * of, nor a row of another before the kernel behind the one that stores it. */
+static bool
+levels_rise(void *arg, char err[200])
+{
+	const Model *m = model_at(*(int *)arg);
+	Graph *g = simplify(mem, train_graph(m, m->T));
+	const Terms *t = terms_of(mem, g, &m->spec->plan, true);
+	const Val *v;
+	int i, j, a, shift;
+
+	for (i = 0; i < g->n; i++)
+		for (v = &g->v[i], j = 0; j < op_info[v->op].arity && (a = v->arg[j]) >= 0; j++) {
+			shift = v->op == OP_SHIFT || v->op == OP_UNSHIFT;
+			snprintf(err, 200, "value %d (%s) at %d, its operand %d at %d", i, op_info[v->op].name,
+			         t->level[i], a, t->level[a]);
+			if (t->level[i] < t->level[a] + (shift && is_row(&g->v[a])))
+				return false;
+		}
+	return true;
 }
 
 /* any decisions are the same function */
@@ -278,6 +301,10 @@ main(int argc, char **argv)
 	}
 	for (i = 0; i < (int)(sizeof scales / sizeof *scales); i++)
 		check_case(arena_printf(mem, "factors in matrices: %s", scales[i].what), scales_moved, &i);
+	for (i = 0; i < NSpecs; i++) {
+		snprintf(name, sizeof name, "levels of %s", spec_text[i].name);
+		check_case(name, levels_rise, &i);
+	}
 	for (i = 0; i < RandomChoices; i++) {
 		snprintf(name, sizeof name, "random choices %d of %s", i, spec_text[i % NSpecs].name);
 		check_case(name, random_choices, &i);

@@ -109,15 +109,15 @@ windows(Ctx *c, int count, const int *own, bool has_long, int own_long)
 	return w;
 }
 
+/* the windows given in a section */
 static void
-check_windows(Ctx *c, const int *w, int seq, const char *seq_of, const char *path)
+check_windows(Ctx *c, int n, const int *w, int seq, const char *path)
 {
 	int i;
 
-	for (i = 0; i < c->m->L; i++)
+	for (i = 0; i < n; i++)
 		if (w[i] > seq) {
-			ERR(c, path, "window %d of layer %d is larger than the %d tokens of a sequence (%s)", w[i], i,
-			    seq, seq_of);
+			ERR(c, path, "window %d is larger than the %d tokens of a sequence", w[i], seq);
 			return;
 		}
 }
@@ -129,8 +129,8 @@ find_windows(Ctx *c, const Stage *g, ModelStage *t)
 
 	t->window = windows(c, g->nwindow, g->window, g->has_long_window, g->long_window);
 	t->long_window = g->has_long_window ? g->long_window : s->long_window;
-	if (g->nwindow || g->has_long_window)
-		check_windows(c, t->window, t->seq, t->name, g->nwindow ? key(c, g, "window") : key(c, g, "long_window"));
+	check_windows(c, g->nwindow, g->window, t->seq, key(c, g, "window"));
+	check_windows(c, g->has_long_window, &g->long_window, t->seq, key(c, g, "long_window"));
 }
 
 static void
@@ -263,8 +263,8 @@ model_stages(Arena *a, Diag *d, Model *m)
 	                          s->nfinal_window ? s->final_window : of[n - 1]->window,
 	                          s->has_final_long || of[n - 1]->has_long_window,
 	                          s->has_final_long ? s->final_long_window : of[n - 1]->long_window);
-	if (s->nfinal_window || s->has_final_long)
-		check_windows(&c, m->final_window, s->val_seq_len, "train.val_seq_len", "train.final");
+	check_windows(&c, s->nfinal_window, s->final_window, s->val_seq_len, "train.final.window");
+	check_windows(&c, s->has_final_long, &s->final_long_window, s->val_seq_len, "train.final.long_window");
 	check_run(&c);
 	find_seq(m);
 }

@@ -48,7 +48,7 @@ def main():
         write_shard(str(folder / "t.bin"), torch.randint(spec.model.vocab, (257,), generator=draw).numpy())
         safetensors.save(str(folder / "p.st"), init.random(spec, 1))
         values = oracle.load_params(spec, str(folder / "p.st"))
-        batch = oracle.micro_batch(spec, str(folder / "t.bin"))
+        batch = oracle.micro_batch(spec, stages.named(spec), str(folder / "t.bin"))
         want, eager = (oracle.gradients(spec, {k: v.clone() for k, v in values.items()}, *batch, t)
                        for t in (torch.float64, torch.bfloat16))
         columns = [eager] + [kernels(folder, plan) for plan in PLANS]

@@ -80,6 +80,8 @@ class Spec:
         self.first, self.last, self.range = contiguous(rng, self.L)
         self.leave = "mean"
         self.places = []        # of skips
+        self.yarn = False
+        self.every = False      # some parameter is updated less often
 
     def chance(self, p):
         return self.rng.random() < p
@@ -91,6 +93,10 @@ class Spec:
         tree = {"name": f"random_{seed}", "model": self.model(), "hc": self.hc(),
                 "train": self.train(), "optim": self.optim(), "data": self.data(),
                 "numerics": self.numerics(), "plan": self.plan()}
+        if self.every:
+            tree["train"].pop("clip", None)
+        if "stages" in tree["train"] and not tree["model"].get("tied") and self.chance(0.3):
+            tree["train"]["untie"] = self.rng.choice(list(tree["train"]["stages"]))
         if self.chance(0.7):
             tree["target"] = self.rng.choice(["cpu", "cpu", "h100", "h200"])
         return {k: v for k, v in tree.items() if v != {}}
@@ -120,7 +126,9 @@ class Spec:
             rotary=(0.8, lambda: self.rotary(D)),
             init=(0.6, lambda: self.some(
                 std=(0.5, lambda: pick(["auto", 0.1, 0.02])),
+                kind=(0.4, lambda: pick(["normal", "uniform"])),
                 out=(0.8, lambda: pick(["zero", "random"])),
+                attn_out=(0.2, lambda: pick(["zero", "random"])),
                 embed_std=(0.3, lambda: pick([1.0, 0.5])),
                 head_std=(0.4, lambda: pick([0.005, 0.2, 0]))))))
         out["attention"] = self.some(
@@ -128,6 +136,8 @@ class Spec:
             qk_norm=(0.4, lambda: self.chance(0.4)),
             scale=(0.4, lambda: pick(["auto", 0.12, 0.3, 0.5])),
             window=(0.6, self.window),
+            long_layers=(0.4, lambda: selection(rng, self.L)),
+            long_window=(1 if self.yarn else 0.6, lambda: rng.randint(2 * self.yarn, 12) or "full"),
             document_mask=(0.4, lambda: self.chance(0.4)),
             gate=(0.3, lambda: self.layered(channels=(0.6 if self.C >= 12 else 1, self.gate_channels))),
             sa_lambda=(0.3, lambda: self.layered(init=(0.7, lambda: [self.number(0.3, 1.5), self.number(0.3, 1.5)]))),
@@ -154,7 +164,9 @@ class Spec:
 
     def rotary(self, D):
         kind = self.rng.choice(["none", "half", "half", "adjacent", "adjacent"])
-        more = self.some(frequencies=(0.3, lambda: self.rng.choice(["power", "endpoint"])),
+        self.yarn = kind != "none" and self.chance(0.25)
+        more = self.some(yarn=(self.yarn, lambda: self.rng.choice([True, {"on": True, "beta": 4, "growth": 0.5}])),
+                         frequencies=(0.3, lambda: self.rng.choice(["power", "endpoint"])),
                          dtype=(0.3, lambda: self.rng.choice(["f32", "bf16"])),
                          base=(0.5, lambda: self.rng.choice([100, 1024.5, 10000, 500000])),
                          dims=(0.5, lambda: 2 * self.rng.randint(1, D // 2)))
@@ -382,11 +394,43 @@ class Spec:
 
     # ---- the rest
 
+    def stage(self, extends):
+        rng = self.rng
+        out = {"steps": rng.randint(1, 3)} if extends else self.some(share=(0.4, lambda: rng.choice([1, 2, 1.5])))
+        out.update(self.some(lr_mul=(0.4, lambda: self.number(0.3, 2)), max_doc=(0.2, lambda: rng.randint(0, 30))))
+        seq = self.seq
+        if self.chance(0.6):
+            seq, micro = rng.randint(1, 40), rng.choice([1, 2])
+            out.update(seq_len=seq, micro_batches=micro, tokens_per_step=seq * micro * rng.randint(1, 3))
+        window = lambda: rng.randint(1, seq)
+        out.update(self.some(window=(0.4, lambda: [window(), window()]), long_window=(0.5, window)))
+        if self.chance(0.5):
+            weight = lambda: rng.randint(0, 64) / 64        # what float32 holds
+            out["targets"] = [weight() for _ in range(rng.randint(1, 4))]
+            out.update(self.some(targets_end=(0.6, lambda: [weight() for _ in out["targets"]])))
+        return out
+
+    def stages(self):
+        count = self.rng.randint(1, 3)
+        parts = {f"part{i}": self.stage(False) for i in range(count)}
+        return {**parts, **({"more": self.stage(True)} if self.chance(0.4) else {})}
+
+    def validation(self, seq):
+        length = self.rng.choice([seq, self.rng.randint(1, 40)])
+        out = {"val_seq_len": length, "val_batch": length * self.rng.randint(1, 3)}
+        return {**out, **self.some(final=(0.5, lambda: {"long_window": self.rng.randint(1, length)}))}
+
     def train(self):
         rng = self.rng
         seq, micro = rng.randint(1, 40), rng.choice([1, 1, 2])
         steps = rng.randint(2, 20)
-        return {"seq_len": seq, "tokens_per_step": seq * rng.randint(1, 3) * micro,
+        self.seq = seq
+        stages = self.stages() if self.chance(0.4) else None
+        if stages:
+            steps = max(steps, 7)       # a step for every share
+        return {**({"stages": stages} if stages else {}), **(self.validation(seq) if self.chance(0.3) else {}),
+                **self.some(loss_scale=(0.2, lambda: rng.choice(["mean", 0.25, 0.01]))),
+                "seq_len": seq, "tokens_per_step": seq * rng.randint(1, 3) * micro,
                 "steps": steps,
                 **({"micro_batches": micro} if micro > 1 or self.chance(0.3) else {}),
                 **self.some(
@@ -401,13 +445,27 @@ class Spec:
     def optim(self):
         match = ["*", "embed", "hc.*", "layers.?.attn.*", "*norm", "hc.s*.gate*", "*.coef",
                  "*e*", "layers.0.*", "nothing"]
-        group = lambda: {"match": self.rng.choice(match), **self.some(
+        rng = self.rng
+        matrices = ["layers.*.attn.qkv|layers.*.attn.out", "layers.*.mlp.up|layers.*.mlp.down", "layers.0.*.down"]
+        group = lambda: {"match": rng.choice(match), **self.some(
+            kind=(0.2, lambda: rng.choice(["adamw", "cautious_adam"])),
+            lr=(0.2, lambda: rng.choice([1e-3, 0.02])),
             lr_mul=(0.5, lambda: self.number(0, 4)),
             betas=(0.4, lambda: [self.number(0, 0.95), self.number(0.5, 0.999)]),
             eps=(0.3, lambda: self.rng.choice([1e-8, 1e-10, 1e-6])),
             weight_decay=(0.4, lambda: self.number(0, 0.2)))}
         groups = {f"g{i}": group() for i in range(self.rng.randint(0, 3))}
-        return {**self.some(betas=(0.4, lambda: [self.number(0, 0.95), self.number(0.5, 0.999)]),
+        if self.chance(0.4):
+            groups["muon"] = {"match": rng.choice(matrices), "kind": "normuon", "lr": 0.02,
+                              **self.some(weight_decay=(0.5, lambda: rng.choice([0, 1.2])), lr_mul=(0.3, lambda: 2))}
+        self.every = self.chance(0.25)
+        if self.every and "muon" in groups:
+            groups["muon"].update(self.some(every=(0.6, lambda: rng.choice([1, 3]))))
+        return {**self.some(kind=(0.3, lambda: rng.choice(["adamw", "cautious_adam"])),
+                            every=(self.every, lambda: rng.choice([2, 2, 3])),
+                            normuon=(0.3, lambda: {"momentum": 0.9, "momentum_warmup": rng.randint(0, 5),
+                                                   "momentum_cooldown": rng.randint(0, 3)}),
+                            betas=(0.4, lambda: [self.number(0, 0.95), self.number(0.5, 0.999)]),
                             eps=(0.3, lambda: self.rng.choice([1e-8, 1e-10])),
                             weight_decay=(0.5, lambda: self.number(0, 0.2))),
                 **({"groups": groups} if groups else {})}
@@ -418,12 +476,14 @@ class Spec:
         if inside:
             out["bos"] = self.rng.randrange(self.V)
             out.update(self.some(packing=(0.4, lambda: self.rng.choice(["stream", "documents"])),
+                                 val_packing=(0.2, lambda: self.rng.choice(["stream", "documents"])),
                                  max_doc=(0.2, lambda: self.rng.randint(0, 30))))
         return out
 
     def numerics(self):
         return self.some(storage=(0.7, lambda: self.rng.choice(["f32", "bf16"])),
-                         gemm=(0.7, lambda: self.rng.choice(["f32", "bf16"])))
+                         gemm=(0.7, lambda: self.rng.choice(["f32", "bf16"])),
+                         params=(0.2, lambda: self.rng.choice(["f32", "bf16"])))
 
     def plan(self):
         return self.some(search=(0.2, lambda: self.rng.choice(["auto", "naive"])),

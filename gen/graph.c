@@ -377,7 +377,6 @@ write_lanes(Build *b, const Sub *u, int h)
 
 	if (!apart)
 		h = on_branch(b, u, h);
-
 	for (k = 0; k < b->n; k++) {
 		Y[k] = mul(g, ref(g, u->res[k][0]), b->X[0]);
 		for (l = 1; l < b->n; l++)

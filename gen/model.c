@@ -406,6 +406,7 @@ model_print(const Model *m, FILE *f)
 {
 	static const char *const kind[] = { "adamw", "cautious_adam", "normuon" };
 	static const char *const held[] = { "", " bf16", " upper" };
+	static const char *const site[] = { "", " before", " on branch" };
 	const Param *p;
 	const Sub *u;
 	int i, k;
@@ -434,7 +435,9 @@ model_print(const Model *m, FILE *f)
 		for (k = 0; k < u->n; k++)
 			ref_print(m, u->lambda[k], f);
 		for (k = 0; k < u->nterm; k++)
-			fprintf(f, " +%s", m->spec->source[u->term[k].source].name);
+			fprintf(f, " +%s%s", m->spec->source[u->term[k].source].name, site[u->term[k].site]);
+		if (u->read >= 0)
+			fprintf(f, " reads %s", m->spec->read[u->read].name);
 		fputc('\n', f);
 	}
 }

@@ -14,7 +14,7 @@ GEN = base utf8 diag yaml schema spec_value spec_load spec spec_print model mode
 	interp interp_heavy interp_head interp_plan interp_run show
 RUNTIME = line load load_steps cache arena memory init pool gemm gemm_run compile cpu simt simt_compile simt_check \
 	simt_fiber simt_warp dev_simt api cubin nvrtc resources compiled cuda_mem cuda_dev lt device launch shard data \
-	bytes ngram st log train sample bench doctor verify
+	bytes ngram st log train sample bench doctor verify verify_update
 TEMPLATES = $(wildcard templates/*/*.c templates/*/*.cu templates/*/*.cuh templates/*/*.h)
 
 GENOBJ = $(GEN:%=$(B)/gen/%.o) $(B)/templates.o

@@ -14,8 +14,8 @@ typedef struct {
 	const char *set[256];
 	const char *out;        /* -o */
 	const char *dump;       /* -d */
-	const char *device, *params, *tokens, *dump_file, *prompt, *run, *kernels, *arch, *lock;
-	long n, threads, rows, seq;
+	const char *device, *params, *tokens, *dump_file, *prompt, *run, *kernels, *arch, *lock, *update;
+	long n, threads, rows, seq, step;
 	double temperature;
 	long long seed;
 	bool has_seed, json, quiet, logits, list_params, schema, reference, bytes, keep, why, dot;
@@ -53,6 +53,8 @@ static const char usage[] =
 "verify\n"
 "  --tokens T.bin --params P.safetensors --dump OUT.safetensors [--logits]\n"
 "                     one forward and backward on your own parameters and tokens\n"
+"  --update STATE.safetensors --step T --dump OUT.safetensors\n"
+"                     the update of step T on your own param.NAME, grad.NAME, moment1.NAME, moment2.NAME\n"
 "  --rows N           tokens to verify on (default: about 128)\n"
 "  --seq N            positions of a sequence at most (default: 61)\n"
 "  --bytes            simt: bytes that each kernel loads and stores, distinct and issued\n"
@@ -95,7 +97,7 @@ word_option(Options *o, const char *opt, const char *value)
 		{ "--params", &o->params }, { "--tokens", &o->tokens },
 		{ "--dump", &o->dump_file }, { "--prompt", &o->prompt },
 		{ "--run", &o->run }, { "--kernels", &o->kernels },
-		{ "--arch", &o->arch }, { "--lock", &o->lock },
+		{ "--arch", &o->arch }, { "--lock", &o->lock }, { "--update", &o->update },
 	};
 	size_t i;
 
@@ -114,7 +116,7 @@ number_option(Options *o, const char *opt, const char *value)
 {
 	const struct { const char *name; long *to; } numbers[] = {
 		{ "-n", &o->n }, { "--threads", &o->threads }, { "--rows", &o->rows },
-		{ "--seq", &o->seq },
+		{ "--seq", &o->seq }, { "--step", &o->step },
 	};
 	size_t i;
 
@@ -458,12 +460,14 @@ verb_verify(Arena *a, const Options *o)
 	VerifyOpts v = { .params = o->params, .tokens = o->tokens, .dump = o->dump_file,
 	                 .logits = o->logits, .rows = o->rows, .seq = o->seq, .seed = o->seed,
 	                 .threads = (int)o->threads, .bytes = o->bytes,
-	                 .device = device_pick(o->device),
+	                 .device = device_pick(o->device), .update = o->update, .step = o->step,
 	                 .reference = o->reference };
 	const char *file = one_arg(o, "verify");
 
 	if ((v.params != NULL) != (v.tokens != NULL))
 		die("verify: --params and --tokens go together");
+	if (v.update && (v.params || !v.dump))
+		die("verify: --update takes --step and --dump, and no --params");
 	if (v.bytes && v.device != DEV_SIMT)
 		die("verify: --bytes counts on device simt only");
 	return verify(a, model_of(a, o, file), &v);
@@ -531,7 +535,7 @@ static const struct {
 	{ "diff", verb_diff, " --set --device " },
 	{ "show", verb_show, " --set --device " },
 	{ "compile", verb_compile, " --set -o --arch --kernels --json " },
-	{ "verify", verb_verify, " --set --device --threads --seed --rows --seq --bytes --params "
+	{ "verify", verb_verify, " --set --device --threads --seed --rows --seq --bytes --update --step --params "
 	  "--tokens --dump --logits --reference " },
 	{ "train", verb_train, " --set --device --threads --seed -o -d --params --run --kernels "
 	  "--quiet --json " },

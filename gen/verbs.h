@@ -24,7 +24,12 @@ typedef struct {
 	long long seed;
 	int threads, device;
 	bool bytes;             /* simt: print what each kernel moves */
+	const char *update;     /* a state to update, or NULL */
+	long step;              /* of the run, that the update is of */
 } VerifyOpts;
 int verify(Arena *a, const Model *m, const VerifyOpts *o);
+const char *verify_dir(const Bundle *b);        /* emitted there; gone when the process is */
+/* runtime/verify_update.c */
+int verify_update(Arena *a, const Model *m, const VerifyOpts *o);
 
 #endif

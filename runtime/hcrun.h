@@ -447,6 +447,7 @@ int run_stage_of(const Run *r, long t); /* the stage of step t; nstage behind th
 long run_tokens(const Run *r, long t);  /* of the first t steps together */
 /* weights of the targets at step t, zeros behind the last */
 void run_targets(const Run *r, long t, float w[MaxTargets]);
+void step_begin(Run *r, long t);        /* sched of step t of the run, in the stage that is on */
 double run_momentum(const Run *r, long t);      /* mu(t), 0 where nothing has it */
 int sample(const char *rundir, const char *prompt, long n, double temperature,
            long long seed, int device, int nthreads);

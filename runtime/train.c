@@ -162,29 +162,38 @@ stage_enter(Train *t, long step)
 		data_stage(t->data, r->stage[i].seq, r->stage[i].max_doc);
 }
 
-/* see docs/emitted.md for the words of sched and result.  A device is asked
+/* see docs/emitted.md for the words of sched */
+void
+step_begin(Run *r, long t)
+{
+	float *sched = (float *)r->arena[AR_SCHED];
+	const RunStage *s = &r->stage[r->on];
+
+	sched[0] = (float)run_sched(r, t);
+	sched[1] = (float)(t + 1);
+	sched[SCHED_SCALE] = (float)(r->loss_scale > 0 ? r->loss_scale : 1.0 / (double)(s->tokens * s->micro));
+	sched[5] = (float)run_momentum(r, t);
+	run_targets(r, t, sched + SCHED_TARGETS);
+	run_put(r, AR_SCHED, 0, (SCHED_TARGETS + MaxTargets) * sizeof *sched);
+	r->t = t;
+}
+
+/* A device is asked
  * once, at the end: after a loss that is not finite the parameters are of no
  * use, and the run ends. */
 static LogStep
 step_run(Train *t)
 {
 	Run *r = t->r;
-	float *sched = (float *)r->arena[AR_SCHED];
+	const float *sched = (float *)r->arena[AR_SCHED];
 	double *result = (double *)r->arena[AR_RESULT], began = seconds_now();
-	double factor = run_sched(r, t->step);
-	LogStep s = {.step = t->step + 1, .lr = r->lr * factor, .norm = NAN};
+	LogStep s = {.step = t->step + 1, .lr = r->lr * run_sched(r, t->step), .norm = NAN};
 	const RunStage *stage = &r->stage[r->on];
 	long i, all = stage->tokens * stage->micro;
 
-	sched[0] = (float)factor;
-	sched[1] = (float)(t->step + 1);
-	sched[SCHED_SCALE] = (float)(r->loss_scale > 0 ? r->loss_scale : 1.0 / (double)all);
-	run_targets(r, t->step, sched + SCHED_TARGETS);
-	sched[5] = (float)run_momentum(r, t->step);
+	step_begin(r, t->step);
 	result[0] = 0;
-	run_put(r, AR_SCHED, 0, (SCHED_TARGETS + MaxTargets) * sizeof *sched);
 	run_put(r, AR_RESULT, 0, sizeof *result);
-	r->t = t->step;
 	for (i = 0; i < stage->micro; i++)
 		batch_run(t, t->data, PROG_TRAIN);
 	run_program(r, PROG_UPDATE);

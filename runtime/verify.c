@@ -481,15 +481,21 @@ print_bytes(const Verify *v)
 			       v->bytes[i].store_unique, v->bytes[i].store_issued);
 }
 
-static void
-open_run(Verify *v)
+const char *
+verify_dir(const Bundle *b)
 {
 	if (!mkdtemp(run_dir))
 		die("cannot make a directory in /tmp: %s", strerror(errno));
 	run_owner = getpid();
 	atexit(remove_run_dir);
-	bundle_write(v->b, run_dir);
-	v->r = run_load(run_dir);
+	bundle_write(b, run_dir);
+	return run_dir;
+}
+
+static void
+open_run(Verify *v)
+{
+	v->r = run_load(verify_dir(v->b));
 	if (v->o->device == DEV_SIMT) {
 		v->bytes = NEWN(v->a, RunBytes, v->r->nkernel);
 		v->r->opts = (RunOpts){ .check = true, .seed = (unsigned long)v->o->seed + 1,
@@ -823,5 +829,5 @@ verify(Arena *a, const Model *m, const VerifyOpts *o)
 	Verify v = { .a = a, .m = m, .o = o };
 
 	first_weights(&v);
-	return o->params ? verify_user(&v) : verify_random(&v);
+	return o->update ? verify_update(a, m, o) : o->params ? verify_user(&v) : verify_random(&v);
 }

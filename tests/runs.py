@@ -89,7 +89,8 @@ def report(spec, pairs):
     rows.append(("validation", [(x, y) for (_, x), (_, y) in pairs]))
     for name, values in rows:
         d = [x - y for x, y in values]
-        mean, error = statistics.mean(d), statistics.stdev(d) / math.sqrt(len(d))
+        mean = statistics.mean(d)
+        error = statistics.stdev(d) / math.sqrt(len(d)) if len(d) > 1 else 0.0
         bad = abs(mean) > 3 * error and abs(mean) > SMALL
         far += bad
         print(f"| {name} | {statistics.mean(x for x, _ in values):.4f} | {statistics.mean(y for _, y in values):.4f} "

@@ -96,16 +96,6 @@ def stages_of_a_stream(tmp):
         train__steps=45, train__stages="{one: {seq_len: 32}, two: {seq_len: 32, lr_mul: 0.5}, three: {}}"))
 
 
-# the optimizers of modded-nanogpt on a spec of this size; weights as products of type f32 read them
-MODDED = sets(
-    train__steps=36, train__untie="two", train__loss_scale=0.25, model__init__kind="uniform", model__tied="false",
-    train__stages="{one: {targets: [1, 0.5, 0.25], targets_end: [1, 0.5, 0]}, two: {targets: [1, 0.5], targets_end: [1, 0]}, "
-    "three: {steps: 6}}", optim__kind="cautious_adam", optim__every=2, optim__eps=1e-10, optim__weight_decay=0.5,
-    optim__normuon="{momentum_warmup: 10, momentum_cooldown: 8}", train__lr=0.008,
-    optim__groups="{matrices: {match: 'layers.*.attn.qkv|layers.*.attn.out|layers.*.mlp.up|layers.*.mlp.down', "
-    "kind: normuon, every: 1, lr: 0.02, weight_decay: 1.2}, down: {match: layers.*.mlp.down, lr_mul: 2}}")
-
-
 @case
 def optimizers_and_targets_of_modded_nanogpt(tmp):
     """NorMuon beside Adam on sums of two steps, a head that leaves the embedding, several targets."""

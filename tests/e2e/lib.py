@@ -102,6 +102,16 @@ def sets(**values):
     return [w for k, v in values.items() for w in ("--set", f"{k.replace('__', '.')}={v}")]
 
 
+# the optimizers, targets and untying of modded-nanogpt on a spec of this size
+MODDED = sets(
+    train__steps=36, train__untie="two", train__loss_scale=0.25, model__init__kind="uniform", model__tied="false",
+    train__stages="{one: {targets: [1, 0.5, 0.25], targets_end: [1, 0.5, 0]}, two: {targets: [1, 0.5], targets_end: [1, 0]}, "
+    "three: {steps: 6}}", optim__kind="cautious_adam", optim__every=2, optim__eps=1e-10, optim__weight_decay=0.5,
+    optim__normuon="{momentum_warmup: 10, momentum_cooldown: 8}", train__lr=0.008,
+    optim__groups="{matrices: {match: 'layers.*.attn.qkv|layers.*.attn.out|layers.*.mlp.up|layers.*.mlp.down', "
+    "kind: normuon, every: 1, lr: 0.02, weight_decay: 1.2}, down: {match: layers.*.mlp.down, lr_mul: 2}}")
+
+
 # ---- files ----------------------------------------------------------------
 
 def write_shard(path, tokens, magic=20240520, version=1, count=None):

@@ -96,8 +96,8 @@ else
 	rows f32 200
 	rows bf16 768
 fi
-put adamw adamw_w1 WEIGHTS=1
-put adamw adamw_w0 WEIGHTS=0
+put adamw adamw_w1 WEIGHTS=1 HELD=0 TIED=0
+put adamw adamw_w0 WEIGHTS=0 HELD=0 TIED=0
 put sqsum sqsum
 put clip clip
 put finish finish
@@ -106,9 +106,9 @@ put gate gate_one DT=f32 H=1 N=5 C=16
 put gate_bwd gate_bwd_one DT=f32 DTG=f32 H=1 N=5 C=16
 put gate gate_six DT=bf16 H=6 N=12 C=64
 put gate_bwd gate_bwd_six DT=bf16 DTG=bf16 H=6 N=12 C=64
-put scaled scaled_f32 DT=f32 S='s0[0]'
-put scaled scaled_bf16 DT=bf16 S='F32(BF16(s0[0])) * s1[0]'
-put scaled_bwd scaled_bwd S='s0[0] * s1[0]'
+put scaled scaled_f32 DT=f32 DTW=f32 S='s0[0]'
+put scaled scaled_bf16 DT=bf16 DTW=f32 S='F32(BF16(s0[0])) * s1[0]'
+put scaled_bwd scaled_bwd DTW=f32 S='s0[0] * s1[0]'
 
 # two compilers at a time
 cd "$tmp"

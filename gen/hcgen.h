@@ -145,6 +145,7 @@ Model *model_reduced(Arena *a, const Model *m, long rows, long seq);
 
 /* part of model_build: requires parameters.  provides: their optimizer settings and places */
 void model_optim(Arena *a, Diag *d, Model *m);
+int next_every(const Model *m, int every);      /* the next larger that a parameter has, or 0 */
 
 /* graph.c, grad.c, simplify.c */
 

@@ -146,6 +146,13 @@ check_clip(Ctx *c)
 		}
 }
 
+/* the group that set embed's, or else head's */
+static int
+either(const int *group, const Model *m)
+{
+	return group[m->embed] >= 0 ? group[m->embed] : group[m->head];
+}
+
 /* docs/spec.md, Tying */
 static void
 find_untie(Ctx *c)
@@ -162,10 +169,10 @@ find_untie(Ctx *c)
 		return;
 	}
 	if (e->kind != h->kind)
-		ERR(c, key_of(c, c->kind[m->embed], "kind"), "embed and head are one parameter at first (train.untie), and "
+		ERR(c, key_of(c, either(c->kind, m), "kind"), "embed and head are one parameter at first (train.untie), and "
 		    "have different optimizers");
 	if (e->every != h->every)
-		ERR(c, key_of(c, c->every[m->embed], "every"), "embed and head are one parameter at first (train.untie): "
+		ERR(c, key_of(c, either(c->every, m), "every"), "embed and head are one parameter at first (train.untie): "
 		    "every %d is not the %d of head", e->every, h->every);
 	for (i = 0; i < m->nstage; i++)
 		if (strcmp(m->stage[i].name, c->s->untie) == 0)
@@ -210,10 +217,24 @@ region(size_t *total, long n, int size)
 	return off;
 }
 
-/* A matrix has a copy in the type of products where that is not fp32, or where products see
- * the upper half of the parameter alone. */
+int
+next_every(const Model *m, int every)
+{
+	int i, e, next = 0;
+
+	for (i = 0; i < m->nparam; i++) {
+		e = m->param[i].every;
+		if (e > every && (next == 0 || e < next))
+			next = e;
+	}
+	return next;
+}
+
+/* What is updated at the same steps lies together, so that its gradients are cleared at once.  A
+ * matrix has a copy in the type of products where that is not fp32, or where products see the
+ * upper half of the parameter alone. */
 static void
-place(Model *m)
+place(Model *m, int every)
 {
 	bool bf16 = m->spec->gemm == F_BF16;
 	Param *p;
@@ -221,6 +242,8 @@ place(Model *m)
 
 	for (i = 0; i < m->nparam; i++) {
 		p = &m->param[i];
+		if (p->every != every)
+			continue;
 		p->off = region(&m->params_nbytes, p->n, 4);
 		p->off2 = region(&m->moment2_nbytes, p->kind == OPT_NORMUON ? p->dim[0] : p->n, 4);
 		if ((bf16 && (p->role == ROLE_MATRIX || i == m->head)) || p->held == HELD_UPPER)
@@ -242,5 +265,6 @@ model_optim(Arena *a, Diag *d, Model *m)
 	check_clip(&c);
 	find_untie(&c);
 	find_held(&c);
-	place(m);
+	for (i = next_every(m, 0); i > 0; i = next_every(m, i))
+		place(m, i);
 }

@@ -282,7 +282,7 @@ variance_steps(const Work *w, Opd x)
 	push(p, s, f);
 	push(p, s, opd_arena(A_MOMENT2, 0, F32, 1));
 	push(p, s, q);
-	s->nbytes = 16. * (double)rows;
+	s->nbytes = 20. * (double)rows;         /* factors are read again, to be scaled */
 	step_launch(p, s, w->b->n, w->b->n, 1);
 	s = bank_step(w, "normuon_update");
 	push(p, s, opd_arena(A_PARAMS, 0, F32, 1));
@@ -381,27 +381,26 @@ untied(Plan *p)
 	adam(p, h, NULL, last + 1, -1);
 }
 
-/* Gradients that an update took begin at zero again: neighbours together. */
+/* Gradients that updates took begin at zero again.  What has one `every` lies together. */
 static void
-clear(Plan *p)
+clear(Plan *p, int every)
 {
 	const Model *m = p->model;
+	size_t from = m->params_nbytes, end = 0, to;
 	const Param *w;
-	size_t end;
 	Step *s;
-	int i, j;
 
-	for (i = 0; i < m->nparam; i = j) {
-		w = &m->param[i];
-		for (j = i; j < m->nparam && m->param[j].every == w->every; j++)
-			;
-		end = j < m->nparam ? m->param[j].off : m->params_nbytes;
-		s = due(step_new(p, STEP_ZERO, "zero", j == i + 1 ? w->name : arena_printf(p->mem, "%s to %s", w->name,
-		        m->param[j - 1].name)), w->every, 0, -1);
-		push(p, s, opd_arena(A_GRADS, w->off, F32, 1));
-		s->m = (long)(end - w->off);
-		s->nbytes = (double)s->m;
+	for (w = m->param; w < m->param + m->nparam; w++) {
+		if (w->every != every)
+			continue;
+		to = w->off + ((size_t)w->n * 4 + 255) / 256 * 256;
+		from = w->off < from ? w->off : from;
+		end = to > end ? to : end;
 	}
+	s = due(step_new(p, STEP_ZERO, "zero", "gradients"), every, 0, -1);
+	push(p, s, opd_arena(A_GRADS, from, F32, 1));
+	s->m = (long)(end - from);
+	s->nbytes = (double)s->m;
 }
 
 static void
@@ -462,7 +461,8 @@ plan_update(Arena *a, const Model *m, int target)
 	find_banks(&b);
 	for (i = 0; i < b.nbank; i++)
 		normuon(p, b.bank[i]);
-	clear(p);
+	for (i = next_every(m, 0); i > 0; i = next_every(m, i))
+		clear(p, i);
 	find_lives(p);
 	model_times(p);
 	return p;

@@ -283,7 +283,7 @@ load_param(Load *l)
 	}
 	load_init(l, &p);
 	if (l->p)
-		p.holds = CHOICE(l, "numbers", "bf16", "upper") ? HOLDS_UPPER : HOLDS_BF16;
+		p.holds = CHOICE(l, "mark", "bf16", "upper") ? HOLDS_UPPER : HOLDS_BF16;
 	line_end(l);
 	*PUSH(l->mem, r->param, r->nparam, l->capparam) = p;
 }

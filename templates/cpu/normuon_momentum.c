@@ -1,7 +1,7 @@
 // for matrix i of the bank, M at m + matrix[i], its gradient g at g + matrix[i]:
 // g *= sched[3]      mu = sched[5]      M = M + (1 - mu)*(g - M)      x = DT(g + mu*(M - g))      part = sum of x^2
-// holes: KERNEL  N R K (matrices, rows, columns)  DT (f32, bf16: dtype of x)  CHUNK (elements of an item)  MATRICES (where
-//        each begins, in elements)
+// holes: KERNEL  N R K (matrices, rows, columns)  DT (f32, bf16: dtype of x)  CHUNK (elements of an item)
+//        MATRICES (where each begins, in elements)
 // items: N * PARTS: matrix item/PARTS, elements CHUNK*(item mod PARTS) and on
 // sums: of the rounded x, in double, in the lanes of the compiler's vectors, then these
 static const long matrix[@N@][1] = {

@@ -7,7 +7,7 @@ void @KERNEL@(const HcArg *a, long item)
 	f32 *restrict dw = a[0].p;                 // [n]
 	f32 *restrict part = a[1].p;               // [64]
 	const f32 *restrict g = a[2].p;            // [n]
-	const @DTW@ *restrict w = a[3].p;            // [n]
+	const @DTW@ *restrict w = a[3].p;          // [n]
 	const f32 *s0 = a[4].p, *s1 = a[5].p;      // [1], the second may be null
 	const long n = a[6].i;
 	const float s = @S@;

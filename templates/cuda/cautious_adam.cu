@@ -1,6 +1,7 @@
 // g *= sched[3]      lr_t = lr * sched[0]      s = sched[1] / every, the number of the update (sched[1] = t + 1)
 // m = b1*m + (1-b1)*g      v = b2*v + (1-b2)*g^2
-// u = lr_t*sqrt(1-b2^s)/(1-b1^s) * m/(sqrt(v) + eps)      u += lr_t^2*wd*p where u*p > 0      p = p - u      w = bf16(p)
+// u = lr_t*sqrt(1-b2^s)/(1-b1^s) * m/(sqrt(v) + eps)      u += lr_t^2*wd*p where u*p > 0
+// p = p - u      w = bf16(p)
 // holes: KERNEL  WEIGHTS (1: w is written, 0: w is not touched and may be null)  HELD (1: p is rounded to bf16)
 //        TIED (1: p and p2 are one parameter: g + g2 counts, both get what is written; 0: both null)  THREADS
 // grid: any; a block takes every gridDim.x-th tile of 4 * THREADS elements, 4 to a thread

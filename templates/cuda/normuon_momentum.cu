@@ -1,7 +1,7 @@
 // for matrix i of the bank, M at m + matrix[i], its gradient g at g + matrix[i]:
 // g *= sched[3]      mu = sched[5]      M = M + (1 - mu)*(g - M)      x = DT(g + mu*(M - g))      part = sum of x^2
-// holes: KERNEL  N R K (matrices, rows, columns)  DT (f32, bf16: dtype of x)  CHUNK (elements of a block)  MATRICES (where
-//        each begins, in elements)  THREADS
+// holes: KERNEL  N R K (matrices, rows, columns)  DT (f32, bf16: dtype of x)  CHUNK (elements of a block)
+//        MATRICES (where each begins, in elements)  THREADS
 // grid: N * PARTS: block b has matrix b/PARTS, elements CHUNK*(b mod PARTS) and on, 4 to a thread at a time
 // sums: of the rounded x, a thread's own in fp32, ascending; then the threads by block_sum, in double
 

@@ -1,9 +1,9 @@
 // for matrix i of the bank, p at p + matrix[i].p, its copy at w + matrix[i].w:
 // v = DT(x*f[row])      eta = matrix[i].eta*sched[0]      decay = matrix[i].decay*sched[0]*eta
 // p = p - eta*v - (decay*p where v*p >= 0)      w = p, or its upper 16 bits
-// holes: KERNEL  N R K (matrices, rows, columns)  DT (f32, bf16: dtype of x, v and w)  CHUNK (elements of a block)  WEIGHTS
-//        (1: w is p rounded to DT, 2: w is the upper 16 bits of p, 0: w is null)  MATRICES (of each: where p and w begin, in
-//        elements; rate times sqrt(max(1, R/K)); rate times weight decay)  THREADS
+// holes: KERNEL  N R K (matrices, rows, columns)  DT (f32, bf16: dtype of x, v and w)  CHUNK (elements of a block)
+//        WEIGHTS (1: w is p rounded to DT, 2: w is the upper 16 bits of p, 0: w is null)  MATRICES (of each: where p and w
+//        begin, in elements; rate times sqrt(max(1, R/K)); rate times weight decay)  THREADS
 // grid: N * PARTS: block b has matrix b/PARTS, elements CHUNK*(b mod PARTS) and on, 4 to a thread at a time
 
 __constant__ const struct { long p, w; double eta, decay; } matrix[@N@] = {

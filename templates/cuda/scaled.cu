@@ -1,11 +1,11 @@
 // out[i] = S w[i]: a matrix times a learned scalar, as products read it
-// holes: KERNEL  DTW (f32, bf16: dtype of w)  DT (f32, bf16: dtype of out)  S (the scalar, of s0[0] and s1[0])  THREADS
+// holes: KERNEL  DTW (f32, bf16: dtype of w)  DT (dtype of out)  S (the scalar, of s0[0] and s1[0])  THREADS
 // grid: any; a block takes every gridDim.x-th tile of 16 * THREADS elements
 
 extern "C" __global__ __launch_bounds__(@THREADS@)
 void @KERNEL@(
 	@DT@ *__restrict__ out,                          // [n]
-	const @DTW@ *__restrict__ w,                       // [n]
+	const @DTW@ *__restrict__ w,                     // [n]
 	const f32 *__restrict__ s0,                      // [1]
 	const f32 *__restrict__ s1,                      // [1] or null
 	long n)

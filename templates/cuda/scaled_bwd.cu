@@ -9,7 +9,7 @@ void @KERNEL@(
 	f32 *__restrict__ dw,                            // [n]
 	f32 *__restrict__ part,                          // [gridDim.x]
 	const f32 *__restrict__ g,                       // [n]
-	const @DTW@ *__restrict__ w,                       // [n]
+	const @DTW@ *__restrict__ w,                     // [n]
 	const f32 *__restrict__ s0,                      // [1]
 	const f32 *__restrict__ s1,                      // [1] or null
 	long n)

@@ -7,8 +7,8 @@ import re
 from lib import *
 
 
-def compiled(tmp, spec, arch="sm_90a"):
-    r = run(HCGEN, "compile", spec, "--arch", arch, "-o", tmp / "out", "--json", timeout=500)
+def compiled(tmp, spec, arch="sm_90a", words=()):
+    r = run(HCGEN, "compile", spec, *words, "--arch", arch, "-o", tmp / "out", "--json", timeout=500)
     if r.rc == 2 and "libnvrtc" in r.err:
         raise Skip("no NVRTC here: " + r.err.strip())
     expect(r.rc == 0, r)
@@ -42,6 +42,17 @@ def gated(spec):
 
 for path in SPECS:
     case(gated(path))
+
+
+@case
+def every_optimizer_compiles(tmp):
+    """In f32, and in bf16 with parameters of bf16 numbers, two of them one at first."""
+    spec = ROOT / "tests/e2e/update.yaml"
+    gate(tmp, spec)
+    kernels = compiled(tmp / "bf16", spec, words=sets(numerics__storage="bf16", numerics__gemm="bf16", numerics__params="bf16"))
+    expect(sum("normuon" in k["kernel"] for k in kernels) == 15, [k["kernel"] for k in kernels])
+    for k in kernels:
+        expect(k["spills"] == 0 and k["stack"] == 0, "spills:", k)
 
 
 @case

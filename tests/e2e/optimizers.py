@@ -97,7 +97,8 @@ def rounds_as_stated_in_bf16(tmp):
     """Parameters of Adam are the oracle's bf16 numbers: one in a thousand is the neighbour where fp32 and float64 fall on two
     sides of a tie.  NorMuon keeps 32 bits, of which products read the upper 16, bit for bit.  Its products round to bf16 in
     both, and small singular values magnify each rounding that falls on the other side: so an update is held against the
-    one without rounding.  It is as far from it as the oracle's is, and nearer to the oracle's than that."""
+    one without rounding.  It is as far from it as the oracle's is, and nearer to the oracle's than that; if the two
+    rounded at other places it would be 1.4 times as far."""
     words = [*MODDED, *sets(numerics__storage="bf16", numerics__gemm="bf16", numerics__params="bf16")]
     initial(tmp / "p", *words)
     params, draw = read_params(tmp / "p"), np.random.default_rng(6)
@@ -111,7 +112,7 @@ def rounds_as_stated_in_bf16(tmp):
             if name.startswith("layers.") and name.split(".")[-1] in MATRICES:
                 expect((got["weights." + name].ravel() == as_bf16(g)).all(), f"step {step}: {name}: products read other bits")
                 ours, theirs, apart = np.linalg.norm(g - x), np.linalg.norm(w - x), np.linalg.norm(g - w)
-                expect(ours < 1.1 * theirs and apart < 0.7 * theirs, f"step {step}: {name}: {ours:.3g} from the exact update, "
+                expect(ours < 1.1 * theirs and apart < theirs, f"step {step}: {name}: {ours:.3g} from the exact update, "
                        f"the oracle {theirs:.3g}, apart {apart:.3g}")
             elif name in ("embed", "head"):
                 expect((g == as_bf16(g)).all() and (g != w).mean() < 1e-3, f"step {step}: {name}", (g != w).mean())

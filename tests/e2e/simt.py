@@ -70,6 +70,10 @@ case(verified(ROOT / "tests/e2e/knobs.yaml"))
 case(verified(ROOT / "specs/two-lane.yaml", "_with_five_learned_lanes",
               sets(hc__lanes=5, hc__res__learned="true", hc__pre__learned="true", model__layers=3)))
 
+# products see the upper halves of NorMuon's parameters, and so do the kernels that scale matrices
+case(verified(ROOT / "specs/baseline.yaml", "_with_bf16_parameters", sets(
+    numerics__params="bf16", optim__groups="{m: {match: '*.qkv|*.attn.out|*.mlp.*', kind: normuon}}")))
+
 
 @case
 def verify_sequences_of_several_tiles(tmp):

@@ -717,6 +717,9 @@ adamw_args(const Adam *x, Arr p, Arr w, Arr m, Arr v, Arr g, Arr sched)
 	real(1e-8);
 	real(0.1);
 	reads(sched);
+	integer(2);             /* updates are made every second step */
+	integer(0);
+	integer(0);
 }
 
 static bool
@@ -730,7 +733,7 @@ adamw(void *a, char err[200])
 	bool ok = true;
 
 	set(sched, 0, 0.7);
-	set(sched, 1, (double)x->step);
+	set(sched, 1, (double)(2 * x->step));
 	set(sched, 3, 0.4);
 	lr_t = 3e-3 * get(sched, 0);
 	for (i = 0; i < 3; i++) {
@@ -1041,15 +1044,15 @@ kernels(void)
 			kernel(arena_printf(mem, "softcap_%s", c->name), "softcap",
 			       arena_printf(mem, "VP=%ld %s", c->VP, cap), c->VP);
 	}
-	kernel("adamw", "adamw", "WEIGHTS=0", 1);
-	kernel("adamw_w", "adamw", "WEIGHTS=1", 1);
+	kernel("adamw", "adamw", "WEIGHTS=0 HELD=0 TIED=0", 1);
+	kernel("adamw_w", "adamw", "WEIGHTS=1 HELD=0 TIED=0", 1);
 	kernel("sqsum", "sqsum", "", 1);
 	kernel("clip", "clip", "", 1);
 	kernel("finish", "finish", "", 1);
 	kernel("loss_sum", "loss_sum", "", 1);
 	gate_kernels();
-	kernel("scaled", "scaled", "DT=bf16 S=s0[0]", 1);
-	kernel("scaled_bwd", "scaled_bwd", "S=s0[0]*s1[0]", 1);
+	kernel("scaled", "scaled", "DT=bf16 DTW=f32 S=s0[0]", 1);
+	kernel("scaled_bwd", "scaled_bwd", "DTW=f32 S=s0[0]*s1[0]", 1);
 }
 
 int

@@ -679,12 +679,12 @@ test_ce(const Ce *c, double std)
 /* ---- optimizer and sums ---- */
 
 static void
-test_adamw(Kernel *k, int weights, long n, long step)
+test_adamw(Kernel *k, int weights, long n, long step, long every)
 {
 	Buf p = randbuf(DT_f32, n, 1), m = randbuf(DT_f32, n, 0.01), v = randbuf(DT_f32, n, 1e-4), g = randbuf(DT_f32, n, 0.03);
 	Buf out[2][4];
 	const double lr = 3e-3, b1 = 0.9, b2 = 0.95, eps = 1e-8, wd = 0.1;
-	f32 sched[5] = { 0.7f, (float)step, 0.25f, 0.4f, 2.f };
+	f32 sched[5] = { 0.7f, (float)(step * every), 0.25f, 0.4f, 2.f };
 	double *rp = alloc(n, sizeof *rp), *rm = alloc(n, sizeof *rm), *rv = alloc(n, sizeof *rv);
 	char name[80];
 	int good = 1, rounded = 1;
@@ -704,7 +704,7 @@ test_adamw(Kernel *k, int weights, long n, long step)
 	for (int s = 0; s < 2; s++) {
 		out[s][0] = copy(p), out[s][1] = copy(m), out[s][2] = copy(v), out[s][3] = nanbuf(DT_bf16, n);
 		launch(k, (HcArg[]){ { out[s][0].p }, { weights ? out[s][3].p : NULL }, { out[s][1].p }, { out[s][2].p }, { g.p },
-			{ .i = n }, { .f = lr }, { .f = b1 }, { .f = b2 }, { .f = eps }, { .f = wd }, { sched } }, 64, s);
+			{ .i = n }, { .f = lr }, { .f = b1 }, { .f = b2 }, { .f = eps }, { .f = wd }, { sched }, { .i = every }, { NULL }, { NULL } }, 64, s);
 	}
 	snprintf(name, sizeof name, "adamw weights %d n %ld step %ld", weights, n, step);
 	good &= close_to(name, "p", out[0][0], out[1][0], rp);
@@ -895,7 +895,7 @@ bench(void)
 	f32 sched[5] = { 1, 10, 1, 1, 1 };
 	double part[64];
 	const double ta = BEST(10, launch(adamw_w1, (HcArg[]){ { p.p }, { w.p }, { m.p }, { v.p }, { g.p }, { .i = n }, { .f = 1e-3 },
-		{ .f = 0.9 }, { .f = 0.95 }, { .f = 1e-8 }, { .f = 0.1 }, { sched } }, 64, 0));
+		{ .f = 0.9 }, { .f = 0.95 }, { .f = 1e-8 }, { .f = 0.1 }, { sched }, { .i = 1 }, { NULL }, { NULL } }, 64, 0));
 	const double ts = BEST(10, launch(sqsum, (HcArg[]){ { part }, { g.p }, { .i = n } }, 64, 0));
 
 	printf("adamw: %.1f GB/s\nsqsum: %.1f GB/s\n", 30 * (double)n / ta * 1e-9, 4 * (double)n / ts * 1e-9);
@@ -924,8 +924,8 @@ main(int argc, char **argv)
 		test_ce(c, 1);
 		test_ce(c, 50);
 	}
-	test_adamw(adamw_w1, 1, 100003, 1);
-	test_adamw(adamw_w0, 0, 37, 20000);
+	test_adamw(adamw_w1, 1, 100003, 1, 3);
+	test_adamw(adamw_w0, 0, 37, 20000, 1);
 	test_sums(1);
 	test_sums(1003);
 	test_sums(4096);

@@ -96,8 +96,8 @@ else
 	rows f32 200
 	rows bf16 768
 fi
-put adamw adamw_w1 WEIGHTS=1
-put adamw adamw_w0 WEIGHTS=0
+put adamw adamw_w1 WEIGHTS=1 HELD=0 TIED=0
+put adamw adamw_w0 WEIGHTS=0 HELD=0 TIED=0
 put sqsum sqsum
 put clip clip
 put finish finish
@@ -108,9 +108,9 @@ put gate gate_six DT=bf16 H=6 N=12 C=64 WN=12 W0=0
 put gate_bwd gate_bwd_six DT=bf16 DTG=bf16 H=6 N=12 C=64 WN=12 W0=0
 put gate gate_part DT=bf16 H=3 N=6 C=64 WN=13 W0=5
 put gate_bwd gate_bwd_part DT=bf16 DTG=bf16 H=3 N=6 C=64 WN=13 W0=5
-put scaled scaled_f32 DT=f32 S='s0[0]'
-put scaled scaled_bf16 DT=bf16 S='F32(BF16(s0[0])) * s1[0]'
-put scaled_bwd scaled_bwd S='s0[0] * s1[0]'
+put scaled scaled_f32 DT=f32 DTW=f32 S='s0[0]'
+put scaled scaled_bf16 DT=bf16 DTW=f32 S='F32(BF16(s0[0])) * s1[0]'
+put scaled_bwd scaled_bwd DTW=f32 S='s0[0] * s1[0]'
 
 # two compilers at a time
 cd "$tmp"

@@ -5,7 +5,8 @@
 //        K (factor of the gradients: scale[0], or a float literal)  CAP (0 none, 1 tanh, 2 sigmoid)
 //        CAPV  SHIFT  TEMP (float literals; 1.f 0.f 1.f where unused)
 // items: 64, item b: rows b*n/64 .. (b+1)*n/64
-// sums: exp in fp32 over chunks of 1024 columns, without those of targets, the chunks in double, ascending; then the targets
+// sums: exp in fp32 over chunks of 1024 columns, without those of targets, the chunks in double, ascending; then
+//       the targets
 
 enum { CAP_KIND = @CAP@, TARGETS = @TARGETS@ };
 
@@ -35,8 +36,8 @@ HC float unorder(int i)
 	return ((HcBits){ .u = (unsigned)(i ^ (i >> 31 & 0x7fffffff)) }).f;
 }
 
-// Targets of a row that has `left` positions up to the end of its sequence; -1 with weight 0: there is none. Equal ones
-// are one.
+// Targets of a row that has `left` positions up to the end of its sequence; -1 with weight 0: there is none.
+// Equal ones are one.
 HC void targets_of(const i32 *targets, const f32 *weights, long left, int t[TARGETS], float w[TARGETS])
 {
 	for (int k = 0; k < TARGETS; k++) {

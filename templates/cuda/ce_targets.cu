@@ -4,14 +4,14 @@
 // holes: KERNEL  DTL (f32, bf16: dtype of logits)  DTG (f32, bf16, f8e5m2: dtype of dlogits)  V  VP  TARGETS
 //        K (factor of the gradients: scale[0], or a float literal)  CAP (0 none, 1 tanh, 2 sigmoid)
 //        CAPV  SHIFT  TEMP (float literals; 1.f 0.f 1.f where unused)  THREADS
-// grid: any, block b: rows b, b + gridDim.x, ..      threads: an eighth of VP or less, in whole warps, 16 bytes of logits at
-//       a time
-// smem: VP floats where they fit, VP <= 56320: a row is read once, while the row before it is written; else it is read in
-//       each of the three passes
-// sums: exp in fp32 over a thread's columns of 16 bytes, ascending, without those of targets; these in fp32 by thread,
-//       ascending; threads in double by block_sum; then the targets
+// grid: any, block b: rows b, b + gridDim.x, ..      threads: an eighth of VP or less, in whole warps
+// smem: VP floats where they fit, VP <= 56320: a row is read once, while the row before it is written; else it is
+//       read in each of the three passes
+// sums: exp in fp32 over a thread's columns of 16 bytes, ascending, without those of targets; these in fp32 by
+//       thread, ascending; threads in double by block_sum; then the targets
 
-enum { CAP_KIND = @CAP@, TARGETS = @TARGETS@, V = @V@, VP = @VP@, N = VP % 8 ? VP % 4 || sizeof(@DTL@) < 4 ? 1 : 4 : 16 / sizeof(@DTL@),
+// N: columns that a thread takes at a time, 16 bytes of them where rows are aligned to that
+enum { CAP_KIND = @CAP@, TARGETS = @TARGETS@, V = @V@, VP = @VP@, N = VP * sizeof(@DTL@) % 16 ? 1 : 16 / sizeof(@DTL@),
        THREADS = @THREADS@, HELD = VP <= 56320, AHEAD = HELD && N > 1,
        WHOLE = V % N == 0 };                       // no vector ends beyond V
 
@@ -85,7 +85,8 @@ void @KERNEL@(
 
 	for (long r = blockIdx.x; r < n; r += gridDim.x) {
 		const @DTL@ *l = logits + r * VP;
-		const unsigned left = (unsigned)seq - (unsigned)(row0 + r) % (unsigned)seq;      // positions to the end of the sequence
+		// positions to the end of the sequence
+		const unsigned left = (unsigned)seq - (unsigned)(row0 + r) % (unsigned)seq;
 		int t[TARGETS];                          // distinct targets; -1 with weight 0: there is none
 		float w[TARGETS], lt[TARGETS], at[TARGETS];
 		float most = __uint_as_float(0xff800000u), sum = 0, dz;

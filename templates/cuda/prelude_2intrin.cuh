@@ -112,7 +112,8 @@ __device__ __forceinline__ unsigned fp8_bits(float x, int man, int bias, float l
 {
 	const int drop = 23 - man;
 	const unsigned u = __float_as_uint(x), a = u & 0x7fffffffu;
-	const unsigned normal = ((a + (1u << (drop - 1)) - 1 + (a >> drop & 1)) >> drop) - ((unsigned)(127 - bias) << man);
+	const unsigned normal = ((a + (1u << (drop - 1)) - 1 + (a >> drop & 1)) >> drop)
+	                      - ((unsigned)(127 - bias) << man);
 	const unsigned subnormal = __float_as_uint(__uint_as_float(a) + ulps) - __float_as_uint(ulps);
 	const unsigned r = __uint_as_float(a) < least ? subnormal : normal;
 

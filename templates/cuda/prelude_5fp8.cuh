@@ -4,7 +4,8 @@ typedef unsigned char f8e4m3;
 //% exports: f8e5m2; needs: pack_e5m2x2
 typedef unsigned char f8e5m2;
 
-// p[i] = x[i] for i < n, a constant, rounded; pieces of 8 or 4 bytes where n is a multiple of that, to which p is aligned
+// p[i] = x[i] for i < n, a constant, rounded; in pieces of 8 or 4 bytes where n is a multiple of that, to which p is
+// aligned
 __device__ __forceinline__ void store_vec(f8e5m2 *p, const float *x, int n)
 {
 	if (n % 4)
@@ -42,7 +43,8 @@ __device__ __forceinline__ unsigned tile8_get(const unsigned *tile, int c, int g
 
 //% exports: tile8_store; needs: tile8_get
 // The tile at row `row`, column `col` of a matrix [n, C], to its transpose [C, ld]. Warp by warp a column: 128 bytes.
-__device__ __forceinline__ void tile8_store(unsigned char *out, long ld, const unsigned *tile, long row, int col, long n, int C)
+__device__ __forceinline__ void tile8_store(unsigned char *out, long ld, const unsigned *tile, long row, int col,
+                                            long n, int C)
 {
 	const int g = threadIdx.x % 32;
 

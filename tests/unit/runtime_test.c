@@ -810,6 +810,8 @@ test_manifest_damage(Arena *mem)
 		{"gemm_fp8_form", FP8_FROM, "gemm nn 16 16 16 acc 0" FP8_A("f8e4m3") FP8_B("f8e4m3", 16), "lie along k"},
 		{"gemm_fp8_twice_e5m2", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("f8e5m2") FP8_B("f8e5m2", 16), "f8e5m2 by f8e5m2"},
 		{"gemm_fp8_and_bf16", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("bf16") FP8_B("f8e5m2", 16), "both FP8"},
+		{"gemm_fp8_rows", FP8_FROM, "gemm nt 8 16 16 acc 0" FP8_A("f8e4m3") FP8_B("f8e5m2", 16), "no multiple of 16"},
+		{"gemm_fp8_columns", FP8_FROM, "gemm nt 16 8 16 acc 0" FP8_A("f8e4m3") FP8_B("f8e5m2", 16), "no multiple of 16"},
 		{"gemm_fp8_size", FP8_FROM, "gemm nt 16 16 8 acc 0" FP8_A("f8e4m3") FP8_B("f8e5m2", 16), "no multiple of 16"},
 		{"gemm_fp8_stride", FP8_FROM, "gemm nt 16 16 16 acc 0" FP8_A("f8e4m3") FP8_B("f8e5m2", 24), "no multiple of 16"},
 		{"gemm_fp8_batch", FP8_FROM, "gemm nt 16 16 16 acc 0 batch 2 256 256 256" FP8_A("f8e4m3") FP8_B("f8e5m2", 16),

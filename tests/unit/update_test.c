@@ -520,7 +520,7 @@ emitted(T *t, int target, const char *yaml)
 {
 	const char *dir = arena_printf(mem, "%s/%s-%d", root, t->name, target);
 
-	t->b = generate(mem, model_of(t->name, yaml), 0, target, "");
+	t->b = generate(mem, model_of(t->name, yaml), target, "");
 	t->p = t->b->plan[PLAN_UPDATE];
 	bundle_write(t->b, dir);
 	keep_update(t, dir);

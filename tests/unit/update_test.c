@@ -399,7 +399,7 @@ on_bytes(void *ctx, const RunStep *s, const RunBytes *b)
 		         t->r->kernel[s->kernel].name, off, s->nbytes);
 }
 
-/* the manifest without the other programs and their kernels, which then need not be compiled */
+/* the manifest without the steps of other programs and their kernels, which then need not be compiled */
 static void
 keep_update(const T *t, const char *dir)
 {
@@ -411,7 +411,8 @@ keep_update(const T *t, const char *dir)
 	s = file_read(mem, path, &n);
 	for (line = s; *line; line = end + 1) {
 		end = strchr(line, '\n');
-		update |= strncmp(line, "program update", 14) == 0;
+		if (strncmp(line, "program ", 8) == 0)
+			update = strncmp(line, "program update", 14) == 0;
 		keep = update || (strncmp(line, "launch ", 7) != 0 && strncmp(line, "gemm ", 5) != 0);
 		if (sscanf(line, "kernel %199s", name) == 1) {
 			keep = false;

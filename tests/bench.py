@@ -8,7 +8,7 @@ import json, os, re, statistics, subprocess, sys, time
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 HCGEN, ORACLE = "build/hcgen", ["/usr/bin/python3", "tests/oracle/oracle.py"]
-SPECS = ["specs/tiny.yaml", "specs/bench-384.yaml"]
+SPECS = ["specs/tiny.yaml", "specs/bench-384.yaml", "tests/bench-baseline.yaml"]
 F32 = ["--set", "numerics.storage=f32", "--set", "numerics.gemm=f32"]
 
 
@@ -45,7 +45,7 @@ def main():
     ok = True
     print("# CPU: hcgen against eager PyTorch\n")
     print(f"`make bench`, {time.strftime('%Y-%m-%d')}, {machine()}.")
-    print("One training step: forward, backward, AdamW. PyTorch is the oracle's model (tests/oracle/), eager, float32, OpenBLAS,")
+    print("One training step: forward, backward, optimizers. PyTorch is the oracle's model (tests/oracle/), eager, float32, OpenBLAS,")
     print(f"all cores; ratios are medians of {ROUNDS} alternating runs, extremes in brackets.\n")
     print("| spec and dtype | hcgen tokens/s | PyTorch f32 tokens/s | ratio | wanted |\n|---|---|---|---|---|")
     for spec in SPECS:

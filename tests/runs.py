@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-HCGEN = ROOT / "build/hcgen"
+HCGEN = pathlib.Path(os.environ.get("HCGEN") or ROOT / "build/hcgen")
 SPECS = ["baseline", "exp44", "flatten-forward"]
 WINDOW, SMALL = 15, 0.002
 

@@ -359,7 +359,7 @@ operand(Lower *l, int v, int base, int width)
 {
 	const Val *x = &l->g->v[v];
 	Exp *e;
-	int gw;
+	int gw, last;
 
 	switch (x->kind) {
 	case K_NUM:
@@ -373,6 +373,9 @@ operand(Lower *l, int v, int base, int width)
 		 * place of the same head (a rotation's partner) */
 		if (l->D != gw)
 			bug("lower: groups of %d channels in heads of %d", gw, l->D);
+		last = (l->dhi > l->dlo ? l->dhi : l->D) - (l->pairs ? 2 : 1);
+		if (floor_div(base + l->dlo, gw) != floor_div(base + last, gw))
+			bug("lower: %s is cut within a head", l->k->name);
 		return rowval(l, v, floor_div(base + l->dlo, gw), 1);
 	case K_PVEC:
 		if (x->op != OP_PVEC)

@@ -113,14 +113,14 @@ def only_what_differs_differs(tmp):
     changed = sorted(k for k in a if a[k] != b[k])
     expect(sorted(a) == sorted(b) and changed == ["manifest", "spec.yaml"], changed)
     x, y = (f["manifest"].decode().splitlines() for f in (a, b))
-    expect([p.split()[0] for p, q in zip(x, y) if p != q] == ["spec", "train"])
+    expect([p.split()[0] for p, q in zip(x, y) if p != q] == ["spec", "train", "stage"])
 
 
 # ---- numbers --------------------------------------------------------------
 
 def parameters(tmp):
-    """The initial ones and noise, so that no gradient is small because a coefficient is 0."""
-    r, params = Random(7), read_params(initial(tmp / "initial", spec=REFERENCE))
+    """The initial ones and noise, so that no gradient is small because a coefficient is 0 or its terms cancel."""
+    r, params = Random(9), read_params(initial(tmp / "initial", spec=REFERENCE))
     for name, x in params.items():
         noise = np.array([r.below(1 << 16) for _ in range(x.size)], "f4").reshape(x.shape)
         params[name] = x + (noise - 32768) * np.float32(2**-19)     # at most 1/16

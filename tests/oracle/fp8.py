@@ -33,9 +33,8 @@ def bf16(x):
 
 
 def scaled(x, most):
-    """x over its scale most/448.  The product is exact, so that a quotient halfway between two
-    numbers is found there: of bfloat16 over 100/448 one in 128 is."""
-    return x * 448 / most
+    """x over its scale most/448, as a product in float32 with the scale's reciprocal in float32."""
+    return (x.float() * torch.tensor(448 / most, dtype=torch.float32)).to(x.dtype)
 
 
 def _wide(x):

@@ -93,6 +93,7 @@ typedef struct {
 	int T, seq;             /* of a micro-batch of the stage that is planned for, */
 	const float *freq;      /* as are frequencies, */
 	double attn_scale;      /* scale and the windows of sublayers */
+	int longest;            /* tokens of a document at most, where attention keeps to documents; else seq */
 	bool seq_varies;        /* programs differ in seq: texts take it as an argument */
 	int plan_T;             /* rows that the plan is chosen for: T, unless reduced */
 	int steps, scheduled;   /* all; those that stages share */

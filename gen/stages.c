@@ -269,6 +269,14 @@ model_stages(Arena *a, Diag *d, Model *m)
 	find_seq(m);
 }
 
+static int
+longest(const Spec *s, int packing, int max_doc, int seq)
+{
+	bool cut = s->document_mask && packing == PACK_DOCUMENTS && max_doc > 0 && max_doc < seq;
+
+	return cut ? max_doc : seq;
+}
+
 static void
 take_stage(Model *m, const ModelStage *t)
 {
@@ -276,6 +284,7 @@ take_stage(Model *m, const ModelStage *t)
 
 	m->T = t->T;
 	m->seq = t->seq;
+	m->longest = longest(m->spec, (int)m->spec->packing, t->max_doc, t->seq);
 	m->freq = t->freq;
 	m->attn_scale = t->attn_scale;
 	for (i = 0; i < m->S; i++)
@@ -302,6 +311,7 @@ model_eval(Arena *a, const Model *m, int i)
 
 	r->T = m->val_T;
 	r->seq = m->val_seq;
+	r->longest = longest(m->spec, (int)m->spec->val_packing, m->spec->max_doc, m->val_seq);
 	for (k = 0; i == m->nstage && k < m->S; k++)
 		r->sub[k].window = m->final_window[k / 2];
 	return r;
@@ -312,7 +322,7 @@ model_logits(Arena *a, const Model *m)
 {
 	Model *r = model_stage(a, m, m->nstage - 1);
 
-	r->T = r->seq = m->logits_T;
+	r->T = r->seq = r->longest = m->logits_T;
 	return r;
 }
 

@@ -8,12 +8,12 @@ twice(const Val *v)
 	return v->attr[1] ? 2 : 1;
 }
 
-/* pairs of a query and a key it sees, per head of the model, without documents */
+/* pairs of a query and a key it sees, per head of the model, with documents as long as they may be */
 static double
 attn_pairs(const Model *m, long T, const Val *v)
 {
 	long window = v->attr[0];
-	double seq = (double)m->seq * twice(v), w = window ? (double)window + 1 : seq;
+	double seq = (double)m->longest * twice(v), w = window ? (double)window + 1 : seq;
 
 	T *= twice(v);
 	if (seq > (double)T)

@@ -23,6 +23,7 @@ also=scales=stream
 shape 'one lane' specs/single.yaml
 shape 'one lane, post learned' specs/single.yaml --set 'hc.post={learned: true}'
 shape 'modded-nanogpt baseline' specs/baseline.yaml
+shape 'experiment 44' specs/exp44.yaml
 shape 'PR 230, lanes in layers 7 to 10' specs/parallel-residuals.yaml
 shape 'PR 233, lanes in layers 7 to 10' specs/flatten-forward.yaml
 shape 'PR 241, one value read thrice' specs/simplify-hc.yaml

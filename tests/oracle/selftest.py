@@ -378,7 +378,8 @@ def stages_share_the_steps():
     assert ends(1450, 1, 1, 1, own=(40,)) == [483, 967, 1450, 1490]
     assert ends(12, 0.25, 0.375, 0.375) == [3, 8, 12]           # 7.5 rounds up
     assert ends(5, 1, 1, own=(2, 3)) == [3, 5, 7, 10]
-    assert ends(7) == [7] and ends(0) == [0] and ends(0, own=(4, 1)) == [4, 5]
+    assert ends(7) == [7] and ends(0) == [0]
+    assert ends(0, own=(4, 1)) == [0, 0]            # a run of no steps has no extension
     raises(lambda: ends(2, 1, 1, 1, 0.1), "s1: no steps")
     raises(lambda: ends(7, own=(4,)), "are of none")
     raises(lambda: stages.stages(read("tiny", "train.stages={a: {steps: 3}, b: {}}")), "behind")

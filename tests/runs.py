@@ -6,8 +6,9 @@
 Each spec is reduced in size and keeps all of its structure: layers, lanes, sources, gates, stages with their
 windows, targets and rates, YaRN, untying, optimizers, FP8 head.  300 steps on text found on this machine, from the
 same initial parameters on the same tokens: hcgen in bf16 with an FP8 head, PyTorch in float32 with the same head.
-What is asked for: the mean over seeds of the difference of their losses is within its standard error times 3 (of 20
-windows of 15 steps one in 300 would not be, if the differences were noise) or below 0.002 nats.
+What is asked for: the mean over seeds of the difference of their losses is within its standard error times 3 or below
+0.002 nats.  With five seeds the error has four degrees of freedom: were the differences noise, one window in 25
+would still be beyond, marked far.
 """
 import argparse
 import concurrent.futures

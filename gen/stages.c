@@ -2,7 +2,7 @@
  * windows, with which frequencies.
  *
  * The graph, its plan and its texts are made for one of them, that with the most tokens in a
- * micro-batch; model_stage is the model of another, and graph_at (ir.c) its graph.  The language is
+ * micro-batch; model_stage is the model of another, and graph_stage its graph.  The language is
  * defined in docs/spec.md, Training. */
 #include "hcgen.h"
 

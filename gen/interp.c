@@ -261,6 +261,25 @@ tuple_result(Interp *I, int tuple, int which, size_t n, double **spare)
 	return *spare = interp_array(n);
 }
 
+/* The gradient of a factor of a matrix sums products that may cancel, as those
+ * of all coefficients do. */
+static void
+scaled_magnitude(Interp *I, int tuple, const double *dw, const double *w, size_t n)
+{
+	double mag = 0;
+	size_t j;
+	int i;
+
+	for (j = 0; j < n; j++)
+		mag += fabs(dw[j] * w[j]);
+	for (i = tuple + 1; i < I->g->n; i++)
+		if (I->g->v[i].op == OP_OUT && I->g->v[i].arg[0] == tuple &&
+		    I->g->v[i].attr[0] == 0) {
+			I->mag[i] = interp_array(1);
+			*I->mag[i] = mag;
+		}
+}
+
 static void
 eval_tuple(Interp *I, int i)
 {
@@ -296,6 +315,7 @@ eval_tuple(Interp *I, int i)
 		b = tuple_result(I, i, 1, n, &s[1]);
 		interp_scaled_bwd(I->x[v->arg[0]], I->in->param[mat_param(g, v->arg[1])], n,
 		                  I->x[v->arg[2]][0], a, b);
+		scaled_magnitude(I, i, I->x[v->arg[0]], I->in->param[mat_param(g, v->arg[1])], n);
 	} else {
 		a = tuple_result(I, i, 0, 1, &s[0]);
 		b = tuple_result(I, i, 1, T * (size_t)m->C, &s[1]);

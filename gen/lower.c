@@ -30,9 +30,7 @@ collect(Lower *l, int v)
 	for (j = 0; j < op_info[x->op].arity; j++)
 		collect(l, x->arg[j]);
 	l->inside[v] = true;
-	if (l->nnode == 1 << 14)
-		bug("lower: kernel %s has more than %d values", l->k->name, l->nnode);
-	l->node[l->nnode++] = v;
+	*PUSH(l->a, l->node, l->nnode, l->capnode) = v;
 }
 
 static int

@@ -6,7 +6,7 @@
 
 enum { MaxCut = 512, MaxPhase = 32 };
 
-enum { NBases = 64, MaxNames = 16384 };
+enum { NBases = 64 };
 
 typedef struct { int v, base; Exp *e; } Memo;
 
@@ -29,16 +29,16 @@ typedef struct {
 	const char **from;              /* shift -> name of the row it takes */
 	int *par, *srcpar;              /* value -> parameter: stored in, read from */
 	int nphase;
-	int node[1 << 14], nnode;       /* computed values, in order */
-	Memo memo[4096];
-	int nmemo;
+	int nnode, capnode, *node;      /* computed values, in order */
+	int nmemo, capmemo;
+	Memo *memo;
 	/* the loop being filled */
 	int now;                        /* phase */
 	int D, lo, hi, dlo, dhi;        /* heads of D (0: none); range of channels */
 	bool pairs;                     /* c counts adjacent pairs */
-	int nname;
-	const char *names[MaxNames];
-	short name_at[2 * MaxNames];                            /* hash: index + 1, or 0 */
+	int nname, capname;
+	const char **names;
+	int *name_at, nname_at;          /* hash: index + 1, or 0 */
 	struct { const char *s; int next; } base[NBases];       /* numbers of names */
 	double flops;
 	double mult;                    /* times the current loop body runs per row */

@@ -39,10 +39,25 @@ name_slot(const Lower *l, const char *s)
 	for (p = s; *p; p++)
 		h = (h ^ (unsigned char)*p) * 16777619u;
 	for (;; h++) {
-		h %= 2 * MaxNames;
+		h %= (unsigned)l->nname_at;
 		if (!l->name_at[h] || strcmp(l->names[l->name_at[h] - 1], s) == 0)
 			return h;
 	}
+}
+
+static void
+name_add(Lower *l, const char *s)
+{
+	int i;
+
+	*PUSH(l->a, l->names, l->nname, l->capname) = s;
+	if (2 * l->nname > l->nname_at) {
+		l->nname_at = 2 * l->nname_at + 256;
+		l->name_at = NEWN(l->a, int, l->nname_at);
+		for (i = 0; i < l->nname - 1; i++)
+			l->name_at[name_slot(l, l->names[i])] = i + 1;
+	}
+	l->name_at[name_slot(l, s)] = l->nname;
 }
 
 bool
@@ -63,7 +78,7 @@ name_taken(const Lower *l, const char *s)
 	for (i = 0; l->cu && i < sizeof cuda_words / sizeof *cuda_words; i++)
 		if (strcmp(s, cuda_words[i]) == 0)
 			return true;
-	return l->name_at[name_slot(l, s)] != 0;
+	return l->nname_at && l->name_at[name_slot(l, s)] != 0;
 }
 
 /* is s + rest a name that cuda makes of s: x_o, x_keep, x_keep1, x_s1 … */
@@ -112,14 +127,11 @@ unique(Lower *l, const char *base)
 		i = l->base[j].next;
 	for (; name_taken(l, s) || (l->cu && clashes(l, s)); i++)
 		s = arena_printf(l->a, "%s_%d", base, i);
-	if (l->nname == (int)(sizeof l->names / sizeof *l->names))
-		bug("lower: more than %d names in %s", l->nname, l->k->name);
 	if (j < NBases)
 		l->base[j].s = base;
 	if (j < NBases)
 		l->base[j].next = i;
-	l->names[l->nname++] = s;
-	l->name_at[name_slot(l, s)] = (short)l->nname;
+	name_add(l, s);
 	return s;
 }
 /* parameters */
@@ -582,9 +594,7 @@ evaluate(Lower *l, int v, int base)
 			e = exp_var(l, let(l, v, e));
 		}
 	}
-	if (l->nmemo == (int)(sizeof l->memo / sizeof *l->memo))
-		bug("lower: loop body of %s is too long", l->k->name);
-	l->memo[l->nmemo++] = (Memo){ v, base, e };
+	*PUSH(l->a, l->memo, l->nmemo, l->capmemo) = (Memo){ v, base, e };
 	return e;
 }
 /* a number per row that several formulas use: it has a line of its own, or what

@@ -177,24 +177,26 @@ body(Lower *l, const Sink *s, int n, int parity)
 }
 
 /* names that an expression uses */
+typedef struct { int n, cap; const char **name; } Used;
+
 static void
-add_used(const Exp *e, const char **used, int *n, int max)
+add_used(Arena *a, const Exp *e, Used *u)
 {
 	if (!e)
 		return;
-	if (e->kind == X_VAR && *n < max)
-		used[(*n)++] = e->name;
-	add_used(e->a, used, n, max);
-	add_used(e->b, used, n, max);
+	if (e->kind == X_VAR)
+		*PUSH(a, u->name, u->n, u->cap) = e->name;
+	add_used(a, e->a, u);
+	add_used(a, e->b, u);
 }
 
 static bool
-is_used(const char *name, const char *const *used, int n)
+is_used(const char *name, const Used *u)
 {
 	int i;
 
-	for (i = 0; i < n; i++)
-		if (strcmp(used[i], name) == 0)
+	for (i = 0; i < u->n; i++)
+		if (strcmp(u->name[i], name) == 0)
 			return true;
 	return false;
 }
@@ -204,15 +206,14 @@ is_used(const char *name, const char *const *used, int n)
 void
 sweep(Lower *l, int first)
 {
-	enum { Max = 1 << 14 };
-	const char **used = NEWN(l->a, const char *, Max);
+	Used used = {0};
 	Stmt *s = l->k->stmt;
-	int i, n = 0, to = l->k->nstmt;
+	int i, to = l->k->nstmt;
 
 	for (i = l->k->nstmt - 1; i >= first; i--) {
-		if (s[i].kind == S_LET && n < Max && !is_used(s[i].name, used, n))
+		if (s[i].kind == S_LET && !is_used(s[i].name, &used))
 			continue;
-		add_used(s[i].e, used, &n, Max);
+		add_used(l->a, s[i].e, &used);
 		s[--to] = s[i];
 	}
 	memmove(s + first, s + to, (size_t)(l->k->nstmt - to) * sizeof *s);

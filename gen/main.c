@@ -4,6 +4,7 @@
 #include "../runtime/hcrun.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -574,6 +575,9 @@ main(int argc, char **argv)
 	size_t i;
 	int rc;
 
+	/* what an arena frees, the next one takes: the kernel needs not clear it again */
+	mallopt(M_TRIM_THRESHOLD, 1 << 28);
+	mallopt(M_TOP_PAD, 1 << 22);
 	if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
 		fputs(usage, argc < 2 ? stderr : stdout);
 		return argc < 2 ? EX_ENV : EX_OK;

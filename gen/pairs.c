@@ -82,8 +82,8 @@ sum_at(const Terms *m, int x, int t)
 	int i;
 
 	for (i = 0; i < n->nuser; i++)
-		if (m->node[n->user[i]].slot == t)
-			return n->user[i];
+		if (m->node[n->user[i].sum].slot == t)
+			return n->user[i].sum;
 	return -1;
 }
 

@@ -355,7 +355,7 @@ push_node(Rewrite *r, int n, bool later)
 	int i, k, c, u;
 
 	for (i = 0; i < x->nuser; i++) {
-		u = x->user[i];
+		u = x->user[i].sum;
 		y = &m->node[u];
 		if ((y->slot > r->t) != later)
 			continue;

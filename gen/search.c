@@ -22,7 +22,7 @@ typedef struct {
 	double rank;            /* with what live forms will load once at least */
 	int from, order;
 	uint8_t choice[MaxCands];
-	int *live;              /* forms of the live nodes */
+	int form;               /* of the first live node, in Search */
 } Move;
 
 typedef struct {
@@ -36,6 +36,9 @@ typedef struct {
 	int nlive, *live;       /* nodes whose forms matter later */
 	int nstep, capstep;
 	Move *step;
+	int capkept;
+	Move *kept;
+	int nform, capform, *form;      /* of the live nodes, of each move */
 } Search;
 
 /* nodes whose forms after slot t decide what later slots cost */
@@ -70,9 +73,9 @@ step_add(Search *s, const State *x, int from, double bound, const uint8_t *choic
 	p->from = from;
 	p->order = s->nstep;
 	memcpy(p->choice, choice, MaxCands);
-	p->live = NEWN(a, int, s->nlive + 1);
+	p->form = s->nform;
 	for (i = 0; i < s->nlive; i++)
-		p->live[i] = x->form[s->live[i]];
+		*PUSH(a, s->form, s->nform, s->capform) = x->form[s->live[i]];
 }
 
 /* the group that candidate i is decided with, where there are too many to decide
@@ -133,21 +136,28 @@ try_choice(Search *s, int from, int t, const uint8_t *choice, State *x)
 static void
 by_groups(Search *s, int from, int t, const int *nopt, uint8_t (*opt)[3], State *x)
 {
-	uint8_t choice[MaxCands] = {0}, best[MaxCands] = {0};
+	uint8_t tried[18][MaxCands] = {{0}}, *choice, best[MaxCands] = {0};
 	double bound, least = 1e301;
-	int step, i, j;
+	int step, n = 0, i, j;
 
 	for (step = 0; step < 18; step++) {
+		choice = tried[n];
 		group_choice(s->k, t, nopt, opt, step, choice);
+		for (i = 0; i < n && memcmp(tried[i], choice, MaxCands) != 0; i++)
+			;
+		if (i < n)
+			continue;
+		n++;
 		bound = try_choice(s, from, t, choice, x);
 		if (bound >= least)
 			continue;
 		least = bound;
 		memcpy(best, choice, sizeof best);
 	}
+	choice = tried[0];
 	for (i = 0; i < s->k->ncand; i++)
 		for (j = 0; j < nopt[i]; j++) {
-			memcpy(choice, best, sizeof choice);
+			memcpy(choice, best, sizeof best);
 			choice[i] = opt[i][j];
 			if (choice[i] != best[i])
 				(void)try_choice(s, from, t, choice, x);
@@ -199,20 +209,21 @@ by_rank(const void *a, const void *b)
 static bool
 is_needless(const Search *s, const Move *x, const Move *kept)
 {
+	const int *a = s->form + kept->form, *b = s->form + x->form;
 	int i;
 
 	if (kept->bound > x->bound)
 		return false;
 	for (i = 0; i < s->nlive; i++)
-		if (s->beam ? !set_within(s->k, kept->live[i], x->live[i]) :
-		    kept->live[i] != x->live[i])
+		if (s->beam ? !set_within(s->k, a[i], b[i]) : a[i] != b[i])
 			return false;
 	return true;
 }
 
 static int
-keep_some(Search *s, Move *kept, int n, int most)
+keep_some(Search *s, int n, int most)
 {
+	Move *kept = s->kept;
 	int i, j;
 
 	for (i = 0; i < s->nstep && (!most || n < most); i++) {
@@ -230,31 +241,34 @@ static void
 keep_best(Search *s, int t, int beam)
 {
 	Arena *a = s->k->a;
-	Move *kept = NEWN(a, Move, beam ? beam + 1 : s->nstep + 1);
 	int i, n;
 	State *x;
 
+	if (s->nstep > s->capkept) {
+		s->capkept = 2 * s->nstep;
+		s->kept = NEWN(a, Move, s->capkept);
+	}
 	qsort(s->step, (size_t)s->nstep, sizeof *s->step, by_bound);
-	n = keep_some(s, kept, 0, (beam + 1) / 2);
+	n = keep_some(s, 0, (beam + 1) / 2);
 	if (beam > 1) {
 		qsort(s->step, (size_t)s->nstep, sizeof *s->step, by_rank);
-		n = keep_some(s, kept, n, beam);
+		n = keep_some(s, n, beam);
 	}
 	slot_candidates(s->k, t);
 	for (i = 0; i < n; i++) {
 		x = state_start(s->k);
-		x->prev = kept[i].from;
+		x->prev = s->kept[i].from;
 		x->choice = NEWN(a, uint8_t, MaxCands);
-		memcpy(x->choice, kept[i].choice, MaxCands);
+		memcpy(x->choice, s->kept[i].choice, MaxCands);
 		slot_run(s->k, s->state[x->prev], t, x->choice, x);
 		*PUSH(a, s->state, s->nstate, s->capstate) = x;
-		*PUSH(a, s->bound, s->nbound, s->capbound) = kept[i].bound;
+		*PUSH(a, s->bound, s->nbound, s->capbound) = s->kept[i].bound;
 	}
-	s->nstep = 0;
+	s->nstep = s->nform = 0;
 }
 
 static void
-replay(Search *s, Decisions *d, int best)
+replay(Search *s, Arena *a, Decisions *d, int best)
 {
 	Machine *k = s->k;
 	int t, i, *path = NEWN(k->a, int, k->m->nslot + 1);
@@ -263,13 +277,14 @@ replay(Search *s, Decisions *d, int best)
 	for (t = k->m->nslot, i = best; t >= 0; t--, i = s->state[i]->prev)
 		path[t] = i;
 	k->log = d;
+	k->a = a;               /* the log stays */
 	for (t = 0; t < k->m->nslot; t++) {
 		slot_candidates(k, t);
 		slot_run(k, x, t, s->state[path[t + 1]]->choice, y);
 		d->crowded |= k->crowded;
 		for (i = 0; i < k->ncand; i++)
 			if (s->state[path[t + 1]]->choice[i] != LEAVE)
-				*PUSH(k->a, d->choice, d->nchoice, d->capchoice) = (Choice){
+				*PUSH(a, d->choice, d->nchoice, d->capchoice) = (Choice){
 				        t, k->cand[i], s->state[path[t + 1]]->choice[i] };
 		z = x;
 		x = y;
@@ -284,13 +299,14 @@ Decisions *
 search(Arena *a, const Terms *m, int beam)
 {
 	Decisions *d = NEW(a, Decisions);
-	Search s = { .k = machine_new(a, m), .beam = beam };
+	Arena *own = arena_new("search");
+	Search s = { .k = machine_new(own, m), .beam = beam };
 	State *x = state_start(s.k);
 	int t, i;
 
-	s.live = NEWN(a, int, 2 * m->nnode + 1);
-	*PUSH(a, s.state, s.nstate, s.capstate) = state_start(s.k);
-	*PUSH(a, s.bound, s.nbound, s.capbound) = 0;
+	s.live = NEWN(own, int, 2 * m->nnode + 1);
+	*PUSH(own, s.state, s.nstate, s.capstate) = state_start(s.k);
+	*PUSH(own, s.bound, s.nbound, s.capbound) = 0;
 	s.to = 1;
 	for (t = 0; t < m->nslot; t++) {
 		find_live(&s, t);
@@ -300,7 +316,8 @@ search(Arena *a, const Terms *m, int beam)
 		s.from = s.to;
 		s.to = s.nstate;
 	}
-	replay(&s, d, s.from);
+	replay(&s, a, d, s.from);
+	arena_free(own);
 	return d;
 }
 

@@ -31,7 +31,8 @@ typedef struct {
 	int nterm, capterm;     /* SUM */
 	LinTerm *term;
 	int nleaf, capleaf, *leaf;      /* FUN: nodes */
-	int nuser, capuser, *user;      /* SUMs with a term of it */
+	int nuser, capuser;
+	struct User { int sum, slot; } *user;   /* SUMs with a term of it, and its slot */
 	int norm;               /* stored node = norm_coef * this one, or -1 */
 	int norm_coef;
 	int npair, cappair, *pair;      /* pairs of which it is y */
@@ -123,6 +124,8 @@ part_id(const Terms *m, int node, int slot)
 /* Sets of stored vectors, each kept once: equal sets have equal numbers; 0 is
  * the empty set. */
 typedef struct { int n; const int *id; } Set;
+typedef struct { int a, b, set; } Union;
+enum { NUnion = 4096 };
 
 /* One way through the slots so far. */
 typedef struct {
@@ -144,8 +147,11 @@ typedef struct {
 	int nset, capset;
 	Set *set;
 	int *hash, nhash;
+	int *one;               /* sets of one vector */
+	Union *unions;          /* the last ones, by a hash of a and b */
 	int t;                  /* the slot, and the state it leads to */
 	const State *at;
+	const double *nbytes;   /* of every stored vector, per row */
 	int *stamp, now;        /* ids at hand in the slot */
 	int *orig;              /* forms of what the slot makes, within it */
 	double cost, work;

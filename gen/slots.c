@@ -20,6 +20,9 @@ static const double TermsPerByte = 60, ProductsPerByte = 6;
 /* of a thread, less those of arithmetic */
 enum { Registers = 120 };
 
+/* in place of the bytes of a vector that is not stored */
+enum { Formed = -1 };
+
 /* sets */
 
 static unsigned
@@ -72,15 +75,11 @@ set_of(Machine *k, const int *id, int n)
 enum { MaxForm = 4096 };
 
 static int
-set_union(Machine *k, int a, int b)
+merge(Machine *k, int a, int b)
 {
 	const Set *x = &k->set[a], *y = &k->set[b];
 	int id[MaxForm], n = 0, i = 0, j = 0, t;
 
-	if (a == b || y->n == 0)
-		return a;
-	if (x->n == 0)
-		return b;
 	if (x->n + y->n > MaxForm)
 		bug("search: a sum of more than %d vectors", MaxForm);
 	while (i < x->n || j < y->n) {
@@ -97,10 +96,27 @@ set_union(Machine *k, int a, int b)
 	return set_of(k, id, n);
 }
 
+/* Most unions are asked for again at once, by the next choice of the same slot. */
+static int
+set_union(Machine *k, int a, int b)
+{
+	Union *u = &k->unions[((unsigned)a * 31 + (unsigned)b) % NUnion];
+
+	if (a == b || b == 0)
+		return a;
+	if (a == 0)
+		return b;
+	if (u->a != a || u->b != b)
+		*u = (Union){ a, b, merge(k, a, b) };
+	return u->set;
+}
+
 static int
 set_one(Machine *k, int id)
 {
-	return set_of(k, &id, 1);
+	if (!k->one[id])
+		k->one[id] = set_of(k, &id, 1);
+	return k->one[id];
 }
 
 bool
@@ -124,24 +140,27 @@ set_within(const Machine *k, int a, int b)
 
 /* vectors */
 
-static double
-vec_nbytes(const Machine *k, int id)
-{
-	const Terms *m = k->m;
-	const Node *x;
-
-	if (id < m->nnode)
-		return m->node[id].nbytes;
-	x = &m->node[(id - m->nnode) / m->nslot];
-	return x->nbytes;
-}
-
 /* A row op that is not stored is a vector of its own kind in forms: what loading
  * it takes is its leaves. */
 static bool
-is_formed(const Machine *k, int id)
+is_formed(const Node *x)
 {
-	return id < k->m->nnode && k->m->node[id].kind == NODE_FUN && !k->m->node[id].stored;
+	return x->kind == NODE_FUN && !x->stored;
+}
+
+/* bytes per row of every stored vector; those that are formed have none */
+static double *
+vec_nbytes(Arena *a, const Terms *m)
+{
+	double *nbytes = NEWN(a, double, m->nnode * (m->nslot + 1));
+	int i, t;
+
+	for (i = 0; i < m->nnode; i++) {
+		nbytes[i] = is_formed(&m->node[i]) ? Formed : m->node[i].nbytes;
+		for (t = 0; t < m->nslot; t++)
+			nbytes[part_id(m, i, t)] = m->node[i].nbytes;
+	}
+	return nbytes;
 }
 
 static int
@@ -159,12 +178,12 @@ missing(const Machine *k, int set)
 	int i, j;
 
 	for (i = 0; i < s->n; i++) {
-		if (is_formed(k, s->id[i])) {
+		if (k->nbytes[s->id[i]] == Formed) {
 			x = &k->m->node[s->id[i]];
 			for (j = 0; j < x->nleaf; j++)
 				n += missing(k, leaf_form(k, x->leaf[j]));
 		} else if (k->stamp[s->id[i]] != k->now) {
-			n += vec_nbytes(k, s->id[i]);
+			n += k->nbytes[s->id[i]];
 		}
 	}
 	return n;
@@ -173,7 +192,7 @@ missing(const Machine *k, int set)
 static bool
 at_hand(Machine *k, int id)
 {
-	return is_formed(k, id) ? missing(k, set_one(k, id)) == 0 : k->stamp[id] == k->now;
+	return k->nbytes[id] == Formed ? missing(k, set_one(k, id)) == 0 : k->stamp[id] == k->now;
 }
 
 static void
@@ -184,13 +203,13 @@ load(Machine *k, int set)
 	int i, j;
 
 	for (i = 0; i < s.n; i++) {
-		if (is_formed(k, s.id[i])) {
+		if (k->nbytes[s.id[i]] == Formed) {
 			x = &k->m->node[s.id[i]];
 			for (j = 0; j < x->nleaf; j++)
 				load(k, leaf_form(k, x->leaf[j]));
 		} else if (k->stamp[s.id[i]] != k->now) {
 			k->stamp[s.id[i]] = k->now;
-			k->cost += vec_nbytes(k, s.id[i]);
+			k->cost += k->nbytes[s.id[i]];
 			k->nload++;
 		}
 	}
@@ -222,6 +241,9 @@ machine_new(Arena *a, const Terms *m)
 	k->m = m;
 	k->stamp = NEWN(a, int, m->nnode * (m->nslot + 1) + 1);
 	k->orig = NEWN(a, int, m->nnode);
+	k->nbytes = vec_nbytes(a, m);
+	k->one = NEWN(a, int, m->nnode * (m->nslot + 1));
+	k->unions = NEWN(a, Union, NUnion);
 	(void)set_of(k, NULL, 0);
 	return k;
 }
@@ -420,7 +442,7 @@ make_nodes(Machine *k, State *to, int t, const uint8_t *choice)
 	const Terms *m = k->m;
 	const Slot *p = &m->slot[t];
 	const Node *x;
-	int i, j, n, f, post, hand;
+	int i, j, n, f, u, post, hand;
 
 	for (i = 0; i < p->nmade; i++) {
 		n = p->made[i];
@@ -450,12 +472,13 @@ make_nodes(Machine *k, State *to, int t, const uint8_t *choice)
 		k->orig[n] = f;
 		to->form[n] = post;
 		hand = has_norm(m, x) && k->set[post].n > 1 ? set_one(k, x->norm) : post;
-		for (j = 0; j < x->nuser; j++)
-			if (term_slot(m, x->user[j], n) == t) {
-				to->paths[x->user[j]] += hand == post ? to->paths[n] : 1;
-				to->form[x->user[j]] = set_union(k, to->form[x->user[j]],
-				        m->node[x->user[j]].slot == t ? post : hand);
-			}
+		for (j = 0; j < x->nuser; j++) {
+			if (x->user[j].slot != t)
+				continue;
+			u = x->user[j].sum;
+			to->paths[u] += hand == post ? to->paths[n] : 1;
+			to->form[u] = set_union(k, to->form[u], m->node[u].slot == t ? post : hand);
+		}
 	}
 }
 
@@ -502,7 +525,7 @@ absorb_pairs(Machine *k, State *to, int t, int n, int set)
 
 	for (i = 0; i < p->npair; i++) {
 		q = &m->pair[p->pair[i]];
-		if (to->done[p->pair[i]] || q->with != n || !waits(m, q) ||
+		if (q->with != n || to->done[p->pair[i]] || !waits(m, q) ||
 		    m->node[q->x].slot > t || !to->form[q->x] ||
 		    !set_within(k, to->form[q->x], set))
 			continue;

@@ -507,9 +507,9 @@ place_terms(Terms *m, int node)
 	for (k = 0; k < x->nterm; k++) {
 		t = &x->term[k];
 		y = &m->node[t->node];
-		*PUSH(m->a, y->user, y->nuser, y->capuser) = node;
 		level = coef_level(m, t->coef);
 		t->slot = level > y->level ? slot_after(m, level) : y->slot;
+		*PUSH(m->a, y->user, y->nuser, y->capuser) = (struct User){ node, t->slot };
 		if (t->slot > y->slot && t->slot < m->nslot) {
 			s = &m->slot[t->slot];
 			*PUSH(m->a, s->late, s->nlate, s->caplate) = (struct Late){ node, k };
@@ -601,13 +601,13 @@ find_last(Terms *m)
 			last_use(m, m->node[i].leaf[k], m->node[i].last);
 	for (i = 0; i < m->nnode; i++) {
 		for (k = 0; k < m->node[i].nuser; k++)
-			last_use(m, i, m->node[m->node[i].user[k]].slot);
+			last_use(m, i, m->node[m->node[i].user[k].sum].slot);
 		m->node[i].last_fwd = m->node[i].last;
 		if (m->node[i].last < m->first_bwd || m->node[i].slot >= m->first_bwd)
 			continue;
 		m->node[i].last_fwd = m->node[i].slot;
 		for (k = 0; k < m->node[i].nuser; k++)
-			last_fwd(m, i, m->node[m->node[i].user[k]].slot);
+			last_fwd(m, i, m->node[m->node[i].user[k].sum].slot);
 		for (t = 0; t < m->first_bwd; t++)
 			if (is_required(&m->slot[t], i))
 				last_fwd(m, i, t);

@@ -28,7 +28,7 @@ enum { KeyDigits = 64, CpuLine = 16384, MaxFlags = 40 };
 /* No contraction to FMA: the text says where it wants one.  Frame pointers
  * lead from a fault to its line.  Unique symbols would keep a closed object. */
 static const char *const common[] = {
-	"-std=c++17", "-g", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-march=native",
+	"-std=c++17", "-g", "-fno-var-tracking", "-w", "-fPIC", "-shared", "-fvisibility=hidden", "-march=native",
 	"-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti", "-fno-gnu-unique",
 	"-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-fno-strict-aliasing"
 };

@@ -125,7 +125,7 @@ choose_types(const Graph *g, Dt *dt)
 				continue;
 			if (v->op == OP_ATTN || v->op == OP_ATTN_BWD)
 				dt[v->arg[j]] = j == 3 ? gemm_in : gemm_out;
-			else if (v->op != OP_SCATTER && v->op != OP_GATE && v->op != OP_GATE_BWD)
+			else if (v->op != OP_SCATTER && v->op != OP_SIGNS && v->op != OP_GATE && v->op != OP_GATE_BWD)
 				dt[v->arg[j]] = gemm_in;
 		}
 	}

@@ -167,6 +167,11 @@ back_heavy(Back *b, int i, int d)
 		g->v[t].attr[2] = g->v[x].attr[0];
 		grad_contrib(g, g->v[x].attr[0], -1, t);
 		break;
+	case OP_SIGNS:
+		t = heavy(g, OP_SIGNS, K_VEC, v.width, as_kind(g, d, K_VEC, v.width), -1);
+		g->v[t].attr[0] = v.attr[0];
+		give(b, x, t);
+		break;
 	case OP_GEMM:
 		d = as_kind(g, d, K_VEC, v.width);
 		if (b->needs[x]) {

@@ -480,6 +480,10 @@ sources(Build *b)
 			          mat(g, b->m->table[j]), -1);
 			g->v[t].attr[0] = IDX_HASH;
 			g->v[t].attr[1] = src->rows;
+			if (src->signs) {
+				t = heavy(g, OP_SIGNS, K_VEC, b->m->C, t, -1);
+				g->v[t].attr[0] = src->signs;
+			}
 			g->v[t].accum = true;
 			/* a prefix, so that no name of the user's is a word of C */
 			b->src[j] = keep(g, t, arena_printf(g->mem, "src_%s",

@@ -365,6 +365,9 @@ eval_heavy(Interp *I, int i, double *r)
 	case OP_SCATTER:
 		interp_gather(I, v, r);
 		break;
+	case OP_SIGNS:
+		interp_signs(I, v, x, r);
+		break;
 	case OP_GEMM:
 	case OP_GEMM_DX:
 	case OP_LOGITS:

@@ -38,6 +38,7 @@ Targets interp_targets(const Interp *I, long t);
 double interp_head_row(const Interp *I, double *l, const Targets *t, double scale);
 const int32_t *interp_index(const Interp *I, const Val *v);
 void interp_gather(Interp *I, const Val *v, double *r);         /* and scatter */
+void interp_signs(const Interp *I, const Val *v, const double *x, double *r);   /* r may be x */
 void interp_head(Interp *I, const Val *v, double *loss, double *dx, double *dw);
 
 /* How a step touches memory.  n elements, contiguous, from the operand's place

@@ -311,3 +311,29 @@ interp_gather(Interp *I, const Val *v, double *r)
 		for (c = 0; c < C; c++)
 			r[idx[t] * C + c] += I->x[v->arg[0]][t * C + c];
 }
+
+/* row p of the table of signs, column c (docs/spec.md, sources) */
+static int
+bigram_sign(uint32_t p, uint32_t c, uint32_t width)
+{
+	uint32_t h = p * width + c;
+
+	h = (h ^ h >> 16) * 0x85ebca6b;
+	h = (h ^ h >> 13) * 0xc2b2ae35;
+	return (h ^ h >> 16) % 2 ? -1 : 1;
+}
+
+void
+interp_signs(const Interp *I, const Val *v, const double *x, double *r)
+{
+	const int32_t *s = I->in->tokens;
+	int seq = I->g->model->seq, c, C = v->width;
+	uint32_t p;
+	long t;
+
+	for (t = 0; t < I->in->T; t++) {
+		p = t % seq ? (uint32_t)(s[t] ^ s[t - 1]) % (uint32_t)v->attr[0] : 0;
+		for (c = 0; c < C; c++)
+			r[t * C + c] = x[t * C + c] * bigram_sign(p, (uint32_t)c, (uint32_t)C);
+	}
+}

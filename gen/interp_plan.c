@@ -265,6 +265,17 @@ gather(Exec *x)
 }
 
 static void
+signs(Exec *x)
+{
+	const Val *v = &x->p->g->v[x->s->val];
+	double *rows = get_rows(x, &x->s->opd[1], x->p->T, v->width);
+
+	interp_signs(x->I, v, rows, rows);
+	put(x, &x->s->opd[0], x->p->T * v->width, rows, false);
+	free(rows);
+}
+
+static void
 scatter(Exec *x)
 {
 	const Val *v = &x->p->g->v[x->s->val];
@@ -508,7 +519,7 @@ void
 interp_step(Interp *I, const Plan *p, const Step *s, const Access *m)
 {
 	static const struct { const char *name; void (*run)(Exec *x); } tmpl[] = {
-		{ "gather", gather }, { "scatter", scatter }, { "attn_fwd", attn_fwd },
+		{ "gather", gather }, { "scatter", scatter }, { "signs", signs }, { "attn_fwd", attn_fwd },
 		{ "attn_bwd", attn_bwd }, { "ce", step_ce }, { "ce_targets", step_ce_targets },
 		{ "quantise", step_quantise }, { "transpose8", step_transpose }, { "softcap", softcap },
 		{ "finish", finish }, { "loss_sum", loss_sum },

@@ -49,6 +49,7 @@ typedef struct {
 	int rows;               /* bigram: rows of the table */
 	double table_std;
 	bool hash_quirk;
+	int signs;              /* bigram: rows of the table of signs, or 0 */
 	enum Granularity granularity; /* GR_LAYER or GR_SUBLAYER */
 	bool shared;
 	int lane;               /* the only one it is added to, or LANE_ALL */

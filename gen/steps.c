@@ -140,6 +140,7 @@ opd_grad(const Graph *g, int param)
  * takes at a time; with most, no more than CudaParts blocks, which then go on. */
 static const struct { const char *name; int threads, vec; long per; bool most; } launches[] = {
 	{ "gather",           256, 8, 1, false },
+	{ "signs",            256, 4, 1, false },
 	{ "scatter",          256, 8, ScatterChunk, false },
 	{ "scatter_finish",   256, 0, 1, false },
 	{ "ce",              1024, 8, 1, true },
@@ -383,6 +384,22 @@ heavy_gather(Fuse *f, int i)
 	              hash ? INPUT_HASH + src : INPUT_TOKENS);
 }
 
+static void
+heavy_signs(Fuse *f, int i)
+{
+	const Val *v = &f->g->v[i];
+	Plan *p = f->p;
+	Step *s = template_step(f, i, "signs", site_name(p, v, "bigram"));
+
+	push(p, s, opd_val(f, i));
+	push(p, s, opd_val(f, v->arg[0]));
+	push(p, s, opd_input(INPUT_TOKENS));
+	push(p, s, opd_int(p->T));
+	push(p, s, opd_int(f->g->model->seq));
+	s->nbytes = (double)p->T * v->width * (dt_size(p->dt[i]) + dt_size(p->dt[v->arg[0]]));
+	step_launch(p, s, RowBlocks, p->T, v->width);
+}
+
 int
 out_value(const Graph *g, int tuple, int which)
 {
@@ -518,6 +535,9 @@ heavy_step(Fuse *f, int i)
 	case OP_GATHER:
 	case OP_SCATTER:
 		heavy_gather(f, i);
+		break;
+	case OP_SIGNS:
+		heavy_signs(f, i);
 		break;
 	case OP_GEMM:
 	case OP_GEMM_DX:

@@ -254,6 +254,11 @@ template_holes(Fill *f, const Plan *p, const Step *s)
 	if (strcmp(t, "gather") == 0) {
 		hole_int(f, "C", (int)s->opd[0].ld);
 		hole_dt(f, "DT", s->opd[0].dt);
+	} else if (strcmp(t, "signs") == 0) {
+		hole_int(f, "C", (int)s->opd[0].ld);
+		hole_int(f, "N", p->g->v[s->val].attr[0]);
+		hole_dt(f, "DT", s->opd[0].dt);
+		hole_dt(f, "DTX", s->opd[1].dt);
 	} else if (strcmp(t, "scatter") == 0) {
 		hole_int(f, "C", (int)s->opd[1].ld);
 		hole_dt(f, "DT", s->opd[1].dt);

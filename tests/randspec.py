@@ -326,7 +326,8 @@ class Spec:
             # the default has 1024 rows
             out.update(self.some(rows=(0.95, lambda: pick([2, 3, 17, 64, 101])),
                                  table_std=(0.4, lambda: pick([0, 0.5])),
-                                 hash=(0.4, lambda: pick(["clean", "quirk", "quirk"]))))
+                                 hash=(0.4, lambda: pick(["clean", "quirk", "quirk"])),
+                                 signs=(0.4, lambda: pick([0, 1, 5, 8192]))))
         if out.get("site") != "on_branch":
             out.update(self.some(lane=(0.25, lambda: pick(["all", rng.randrange(self.n), rng.randrange(self.n)]))))
         layer = out.get("granularity") == "layer"

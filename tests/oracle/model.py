@@ -9,6 +9,7 @@ hc.layers (and after it with `leave: keep`), one elsewhere.  A coefficient is
 a float where it is frozen, and then 0 and 1 cost nothing, or a 0-dimensional
 tensor where it is learned.
 """
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -77,6 +78,23 @@ def bigram_rows(tokens, rows, quirk=False):
         own, before = wrapped(own), wrapped(before)
     g[:, 1:] = (own ^ before) % (rows - 1)
     return g
+
+
+def mix32(h):
+    """The 32-bit integer mix of an array of uint32."""
+    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85ebca6b)
+    h = (h ^ (h >> np.uint32(13))) * np.uint32(0xc2b2ae35)
+    return h ^ (h >> np.uint32(16))
+
+
+def bigram_signs(tokens, count, width):
+    """[B, N, width] of +-1, each position's row of the fixed table [count, width]."""
+    p = torch.zeros_like(tokens)
+    p[:, 1:] = (tokens[:, 1:] ^ tokens[:, :-1]) % count
+    # tokens have 16 bits and a width is at most 2^14: entries have numbers below 2^30
+    entry = p[..., None] * width + torch.arange(width)
+    odd = mix32(entry.numpy().astype(np.uint32)) & np.uint32(1)
+    return 1 - 2 * torch.from_numpy(odd.astype(np.int8))
 
 
 class Coefficients:
@@ -238,6 +256,8 @@ class Model:
         else:
             x = F.embedding(bigram_rows(run.tokens, src.rows, src.hash == "quirk"),
                             run.params[f"hc.sources.{name}.table"])
+            if src.signs:
+                x = x * bigram_signs(run.tokens, src.signs, x.shape[-1]).to(x.dtype)
         return x.detach() if src.detach else x
 
     def _lane_init(self, run, n):

@@ -23,7 +23,7 @@ import oracle
 import safetensors
 import spec as specs
 import stages
-from model import Model, bigram_rows
+from model import Model, bigram_rows, bigram_signs, mix32
 from parameters import parameters
 from testing import (CASES, FOLDER, TINY, case, close, doubles, grads_of, loss_of, raises, read,
                      text_spec, tokens_for, write_specs)
@@ -214,7 +214,7 @@ def spec_defaults_of_a_run():
     assert s.model.init.kind == "normal" and s.model.init.attn_out == s.model.init.mlp_out == "zero"
     assert not s.hc.post.outside and not s.hc.reads
     x = read("tiny", "hc.sources.x={kind: x0}").hc.sources.x
-    assert (x.hash, x.lane, x.site) == ("clean", "all", "at_write")
+    assert (x.hash, x.lane, x.site, x.signs) == ("clean", "all", "at_write", 0)
 
 
 @case
@@ -264,6 +264,9 @@ def spec_refuses():
             ("a number in [0, 1)", "optim.normuon.momentum=1"),
             ("match: required", "optim.groups.a.lr=1"),
             ("clean or quirk", x, "hc.sources.x.hash=int"),
+            ("an integer of at least 0", x, "hc.sources.x.signs=-1"),
+            ("an integer of at least 0", x, "hc.sources.x.signs=true"),
+            ("an integer of at most 1073741824", x, "hc.sources.x.signs=1073741825"),
             ("an integer of at most 7", x, "hc.sources.x.lane=8"),
             ("no such lane", x, "hc.sources.x.lane=1"),
             ("at_write or", x, "hc.sources.x.site=branch"),
@@ -1123,6 +1126,85 @@ def bigram_quirk_by_loops():
     assert not torch.equal(a["grad.hc.sources.big.table"], b["grad.hc.sources.big.table"])
 
 
+def loop_mix(h):
+    """Python's integer after the 32-bit mix."""
+    h ^= h >> 16
+    h = h * 0x85ebca6b % 2 ** 32
+    h ^= h >> 13
+    h = h * 0xc2b2ae35 % 2 ** 32
+    return h ^ h >> 16
+
+
+def loop_sign(tokens, t, c, count, width):
+    """The sign at position t of one sequence, a list, and channel c."""
+    p = (tokens[t] ^ tokens[t - 1]) % count if t else 0
+    return -1 if loop_mix(p * width + c) % 2 else 1
+
+
+def loop_signs(tokens, count, width):
+    return torch.tensor([[[loop_sign(row, t, c, count, width) for c in range(width)]
+                          for t in range(len(row))] for row in tokens.tolist()])
+
+
+@case
+def bigram_signs_by_loops():
+    # the mix ends MurmurHash3: these are its published hashes of the empty key, the seed being h
+    known = {0: 0, 1: 0x514e28b7, 0xffffffff: 0x81f16f39}
+    assert {h: loop_mix(h) for h in known} == known
+    assert mix32(np.array(list(known), np.uint32)).tolist() == list(known.values())
+    tokens = torch.randint(65536, (3, 30))
+    tokens[0, :5] = torch.tensor([65535, 0, 65535, 65535, 1])
+    for count, width in ((8192, 12), (1000, 7), (1, 5), (65537, 768), (2 ** 30, 16384)):
+        got = bigram_signs(tokens, count, width)
+        assert got.shape == (3, 30, width)
+        for r in range(3):
+            own = tokens[r].tolist()
+            for t in range(30):
+                for c in range(width)[-12:]:
+                    assert got[r, t, c] == loop_sign(own, t, c, count, width), (r, t, c)
+        # first positions have row 0, of a sequence of one token too; so has a token twice
+        assert torch.equal(got[0, 0], got[1, 0]) and torch.equal(got[0, 0], got[0, 3])
+        assert torch.equal(bigram_signs(tokens[1:, :1], count, width), got[1:, :1])
+    # half of a table is of each sign, and its rows are not alike
+    got = bigram_signs(torch.randint(50257, (4, 200)), 8192, 768).double()
+    assert abs(got.mean()) < 0.01 and abs((got[:, 1:] * got[:, :-1]).mean()) < 0.01
+
+
+@case
+def sources_with_signs_by_loops():
+    """Their vectors, and the gradients of the table's rows, position by position."""
+    for hash_ in ("clean", "quirk"):
+        s = read("full", "hc.sources.big.signs=5", f"hc.sources.big.hash={hash_}")
+        plain = read("full", f"hc.sources.big.hash={hash_}")
+        assert [q.name for q in parameters(s)] == [q.name for q in parameters(plain)]
+        p, (tokens, _) = doubles(s), tokens_for(s)
+        assert (tokens[:, 1:] == s.data.bos).any()      # documents do not matter
+        table = p["hc.sources.big.table"].requires_grad_()
+        got, x0 = (Model(s)._start(p, tokens).sources[k] for k in ("big", "x"))
+        weight = torch.randn(got.shape, dtype=torch.float64)
+        (got * weight).sum().backward()
+        grad, flipped = torch.zeros_like(table), 0
+        for r in range(2):
+            own = tokens[r].tolist()
+            for t in range(11):
+                before = own[t - 1] if hash_ == "clean" or t > 1 else 16
+                g = int32(36313 * own[t]) ^ int32(27191 * before)
+                g = g % 16 if t else 16
+                for c in range(12):
+                    sign = loop_sign(own, t, c, 5, 12)
+                    assert got[r, t, c] == sign * table[g, c], (hash_, r, t, c)
+                    grad[g, c] += sign * weight[r, t, c]
+                    flipped += sign < 0
+        close(table.grad, grad, 1e-14)
+        assert 0.3 < flipped / 264 < 0.7
+        # a detached source keeps its signs; one of another kind has none
+        cut = read("full", "hc.sources.big={signs: 5, detach: true}", "hc.sources.x.signs=5",
+                   f"hc.sources.big.hash={hash_}")
+        run = Model(cut)._start(p, tokens)
+        assert torch.equal(run.sources["big"], got) and not run.sources["big"].requires_grad
+        assert torch.equal(run.sources["x"], x0)
+
+
 @case
 def plain_gpt_by_hand():
     """One lane and every default: a pre-norm GPT written down directly."""
@@ -1475,7 +1557,8 @@ class Dense:
         if src.kind == "x0":
             return self.x0
         rows = bigram_rows(self.tokens, src.rows, src.hash == "quirk")
-        return self.p[f"hc.sources.{name}.table"][rows]
+        x = self.p[f"hc.sources.{name}.table"][rows]
+        return x * loop_signs(self.tokens, src.signs, x.shape[-1]) if src.signs else x
 
     def gate(self, base, gate):
         g = self.p[base] if gate.learned else torch.tensor([gate.init]).double()
@@ -1599,6 +1682,8 @@ VARIANTS = [
      "hc.sources.big.shared=true", "hc.reads.r={from: {when: before, sublayer: 4}}"),
     ("sites", "hc.layers=all", "hc.coef_dtype=bf16", "hc.sources.big.hash=quirk",
      "hc.sources.x.learned=false", "hc.post.learned=false"),
+    ("full", "hc.sources.big={signs: 8192, shared: true}", "hc.sources.x.signs=3",
+     "hc.sources.more={kind: bigram, rows: 9, signs: 3, init: 0.3, detach: true}"),
     ("full", "hc.dead=[0]", "hc.sources.x.granularity=layer", "hc.sources.x.first=lane_init"),
     ("full", "hc.coef_dtype=bf16", "hc.res.learned=false", "hc.pre.init=0.3"),
     ("full", "hc.res.learned=false", "hc.pre.learned=false", "hc.post.learned=false",

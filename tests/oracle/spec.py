@@ -242,6 +242,7 @@ SOURCE_SITE = (choice("at_write", "before_read", "on_branch"), "at_write")
 SOURCE = Section(coefficient(
     0.0, True, kind=(choice("x0", "bigram"), REQUIRED), rows=(integer(2), 1024),
     table_std=(number, 0.0), hash=(choice("clean", "quirk"), "clean"),
+    signs=(integer(0, 1 << 30), 0),
     granularity=(choice("layer", "sublayer"), "sublayer"), shared=(boolean, False),
     lane=(word_or(("all",), integer(0, 7)), "all"), site=SOURCE_SITE, detach=(boolean, False),
     first=(choice("in_place", "lane_init", "both"), "in_place")), nullable=True)

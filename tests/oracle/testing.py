@@ -113,7 +113,7 @@ model:
   attention: {paired: [0, 1, 3], window: [5, full, 3, 3]}
 """
 
-# sources of one lane and of the branch, writes outside of the range, reads of kept values
+# sources of one lane and of the branch, one with signs, writes outside of the range, reads of kept values
 SITES = """
 extends: full.yaml
 hc:
@@ -121,7 +121,7 @@ hc:
   post: {outside: true, sublayers: all}
   sources:
     x: {lane: 2}
-    big: {site: on_branch, first: in_place}
+    big: {site: on_branch, first: in_place, signs: 5}
   skips: {a.from.lane: 0}
   reads:
     r: {from: {sublayer: 3, lane: 1}, sublayers: [4]}

@@ -366,6 +366,40 @@ gather(void *a, char err[200])
 	return true;
 }
 
+/* signs: seven rows of them, sequences of 12 */
+
+static bool
+signs(void *a, char err[200])
+{
+	const Rows *c = a;
+	long T = 31, t, i;
+	Arr out = array(c->dt, T * c->C), x = randoms(c->dt, T * c->C, 1), s = array(I32, T);
+	uint64_t h;
+	double want;
+
+	for (t = 0; t < T; t++)
+		set(s, t, below(50000));
+	writes(out);
+	reads(x);
+	reads(s);
+	integer(T);
+	integer(12);
+	if (!run(arena_printf(mem, "signs_%s", c->name), launch_of("signs", T, c->C).items, 0))
+		return snprintf(err, 200, "%.199s", fault), false;
+	for (i = 0; i < out.n; i++) {
+		t = i / c->C;
+		h = t % 12 ? (uint64_t)((long)get(s, t) ^ (long)get(s, t - 1)) % 7 : 0;
+		h = (h * (uint64_t)c->C + (uint64_t)(i % c->C)) & UINT32_MAX;
+		h = (h ^ h >> 16) * 0x85ebca6b & UINT32_MAX;
+		h = (h ^ h >> 13) * 0xc2b2ae35 & UINT32_MAX;
+		h ^= h >> 16;
+		want = h % 2 == 0 ? get(x, i) : -get(x, i);
+		if (get(out, i) != want)
+			return snprintf(err, 200, "row %ld column %ld: %g", t, i % c->C, get(out, i)), false;
+	}
+	return true;
+}
+
 /* scatter */
 
 typedef struct { const Rows *rows; const char *how; long T, R; } Scatter;
@@ -1026,6 +1060,8 @@ kernels(void)
 		dt = c->dt == BF16 ? "bf16" : "f32";
 		kernel(arena_printf(mem, "gather_%s", c->name), "gather",
 		       arena_printf(mem, "DT=%s C=%ld", dt, c->C), c->C);
+		kernel(arena_printf(mem, "signs_%s", c->name), "signs",
+		       arena_printf(mem, "DT=%s DTX=%s C=%ld N=7", dt, dt, c->C), c->C);
 		kernel(arena_printf(mem, "scatter_%s", c->name), "scatter",
 		       arena_printf(mem, "DT=%s C=%ld", dt, c->C), c->C);
 		if (c->dt == F32 || c->C != 13)
@@ -1070,6 +1106,8 @@ main(void)
 	compile();
 	for (i = 0; i < NRows; i++)
 		check_case(arena_printf(mem, "gather %s", rows[i].name), gather, (void *)&rows[i]);
+	for (i = 0; i < NRows; i++)
+		check_case(arena_printf(mem, "signs %s", rows[i].name), signs, (void *)&rows[i]);
 	scatters();
 	heads();
 	sums();

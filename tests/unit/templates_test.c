@@ -24,11 +24,11 @@ enum { DT_f32, DT_bf16 };
 
 typedef struct { const char *name; Kernel *fwd, *bwd; int dtq, dto, dtg, H, K, D; } Attn;
 typedef struct { const char *name; Kernel *ce, *softcap; int dtg; long V, VP; int cap; double capv, shift, temp; } Ce;
-typedef struct { const char *name; Kernel *gather, *scatter; int dt; long C; } Rows;
+typedef struct { const char *name; Kernel *gather, *scatter, *signs; int dt; long C; } Rows;
 
 #define ATTN(n, ...) Kernel attn_fwd_##n, attn_bwd_##n;
 #define CE(n, ...)   Kernel ce_##n, softcap_##n;
-#define ROWS(n, ...) Kernel gather_##n, scatter_##n;
+#define ROWS(n, ...) Kernel gather_##n, scatter_##n, signs_##n;
 #include "cases.def"
 #undef ATTN
 #undef CE
@@ -54,7 +54,7 @@ static const Ce ces[] = {
 #undef CE
 #undef ROWS
 #define CE(n, ...)
-#define ROWS(n, d, ...) { #n, gather_##n, scatter_##n, DT_##d, __VA_ARGS__ },
+#define ROWS(n, d, ...) { #n, gather_##n, scatter_##n, signs_##n, DT_##d, __VA_ARGS__ },
 static const Rows rowss[] = {
 #include "cases.def"
 	{ 0 }
@@ -324,14 +324,27 @@ test_functions(void)
 
 /* ---- rows ---- */
 
+/* x with the sign of token t, channel c; seven rows of signs, sequences of 50 */
+static double
+with_sign(double x, const i32 *tokens, long t, long c, long C)
+{
+	unsigned long h = t % 50 ? (unsigned long)(tokens[t] ^ tokens[t - 1]) % 7 : 0;
+
+	h = (h * (unsigned long)C + (unsigned long)c) & 0xffffffff;
+	h = ((h ^ h >> 16) * 0x85ebca6b) & 0xffffffff;
+	h = ((h ^ h >> 13) * 0xc2b2ae35) & 0xffffffff;
+	h = h ^ h >> 16;
+	return h % 2 == 0 ? x : -x;
+}
+
 static void
 test_rows(const Rows *c)
 {
 	const long R = 37, T = 211, C = c->C;
 	Buf table = randbuf(DT_f32, R * C, 1), dout = randbuf(c->dt, T * C, 1), grad = randbuf(DT_f32, R * C, 1);
 	i32 *idx = alloc(T, sizeof *idx), *order = alloc(T, sizeof *order), *start = alloc(R + 1, sizeof *start);
-	double *ref = alloc(T * C, sizeof *ref), *gref = alloc(R * C, sizeof *gref);
-	Buf out[2], sum[2];
+	double *ref = alloc(T * C, sizeof *ref), *gref = alloc(R * C, sizeof *gref), *sref = alloc(T * C, sizeof *sref);
+	Buf x = randbuf(DT_f32, T * C, 1), out[2], sum[2], sgn[2];
 	char name[100];
 	int good = 1;
 	long n = 0;
@@ -351,21 +364,25 @@ test_rows(const Rows *c)
 	for (long t = 0; t < T; t++)
 		for (long i = 0; i < C; i++) {
 			ref[t * C + i] = get(table, idx[t] * C + i);
+			sref[t * C + i] = with_sign(get(x, t * C + i), idx, t, i, C);
 			gref[idx[t] * C + i] += get(dout, t * C + i);
 		}
 	for (int s = 0; s < 2; s++) {
 		out[s] = nanbuf(c->dt, T * C);
 		sum[s] = copy(grad);
+		sgn[s] = nanbuf(c->dt, T * C);
+		launch(c->signs, (HcArg[]){ { sgn[s].p }, { x.p }, { idx }, { .i = T }, { .i = 50 } }, 64, s);
 		launch(c->gather, (HcArg[]){ { out[s].p }, { table.p }, { idx }, { .i = T } }, 64, s);
 		launch(c->scatter, (HcArg[]){ { sum[s].p }, { dout.p }, { order }, { start }, { .i = R } }, 64, s);
 	}
 	snprintf(name, sizeof name, "rows %s", c->name);
 	good &= close_to(name, "gather", out[0], out[1], ref);
 	good &= close_to(name, "scatter", sum[0], sum[1], gref);
+	good &= close_to(name, "signs", sgn[0], sgn[1], sref);
 	ok(good, name);
 	for (int s = 0; s < 2; s++)
-		free(out[s].p), free(sum[s].p);
-	free(table.p), free(dout.p), free(grad.p), free(idx), free(order), free(start), free(ref), free(gref);
+		free(out[s].p), free(sum[s].p), free(sgn[s].p);
+	free(table.p), free(dout.p), free(grad.p), free(x.p), free(idx), free(order), free(start), free(ref), free(gref), free(sref);
 }
 
 /* ---- attention ---- */

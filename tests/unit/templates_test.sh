@@ -65,6 +65,7 @@ rows()
 {
 	put gather "gather_$1_C$2" DT="$1" C="$2"
 	put scatter "scatter_$1_C$2" DT="$1" C="$2"
+	put signs "signs_$1_C$2" DT="$1" DTX=f32 C="$2" N=7
 	row "ROWS($1_C$2, $1, $2)"
 }
 
@@ -121,7 +122,7 @@ $CC ${SAN:+-fsanitize=$SAN} ./*.o -lm -o templates_test
 
 # the loops over elements vectorise (gcc says so; the attention kernels are written in vectors)
 if [ -z "${SAN:-}${1:-}" ] && $CC --version | grep -q 'Free Software'; then
-	for k in $(grep -v -e attn -e clip -e loss_sum -e gather_f32 -e gate -e softcap_.*cap0 kernels); do
+	for k in $(grep -v -e attn -e clip -e loss_sum -e gather_f32 -e signs_f32_C8 -e gate -e softcap_.*cap0 kernels); do
 		if $CC $flags -fopt-info-vec -c "$k.c" -o /dev/null 2>&1 | grep -q 'loop vectorized using'; then
 			echo "ok vectorised $k"
 		else

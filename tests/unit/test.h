@@ -215,7 +215,7 @@ static const struct { const char *name, *yaml; } spec_text[] = {
 	  MODEL(3, "")
 	  "hc: {lanes: 2, post: {learned: true}, sources: {"
 	  "e: {kind: bigram, rows: 11, init: 0.3, first: lane_init, table_std: 1}, "
-	  "f: {kind: bigram, rows: 13, init: 0.2, site: before_read, first: both, sublayers: attn, table_std: 1}, "
+	  "f: {kind: bigram, rows: 13, signs: 5, init: 0.2, site: before_read, first: both, sublayers: attn, table_std: 1}, "
 	  "x: {kind: x0, granularity: layer, shared: true, init: 0.1}, "
 	  "z: {kind: x0, init: 0.1, site: before_read, learned: false, layers: [1]}}}\n"
 	  TRAIN(24, 6) },

@@ -10,7 +10,7 @@ from lib import *
 SMALLER = {
     "single": sets(model__layers=2, model__vocab=300, hc__sources__e__rows=99, data__bos=7),
     "two-lane": sets(model__layers=2, model__vocab=300, hc__sources__e__rows=99, data__bos=7),
-    "gpt-2lane-768": sets(model__vocab=300, hc__sources__e__rows=99, data__bos=7),
+    "gpt-2lane-768": sets(model__layers=8, model__attention__window=128, model__vocab=300, hc__sources__e__rows=99, data__bos=7),
     "baseline": sets(model__layers=8, model__vocab=300, model__value_embed="[0, 1]", model__attention__key_offset="[3]",
                      model__attention__long_layers="[3]", model__attention__paired="[0, 2, 5]", hc__sources__bigram__rows=99,
                      data__bos=7),

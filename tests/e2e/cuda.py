@@ -11,7 +11,7 @@ from lib import *
 BUILD = pathlib.Path(os.environ.get("STANDIN_BUILD") or ROOT / "build")
 LIBS = BUILD / "standin"
 BF16 = sets(numerics__storage="bf16", numerics__gemm="bf16")
-SHORT = sets(train__steps=1, train__warmup=0, train__val_tokens=64)
+SHORT = sets(train__steps=1, train__tokens_per_step=128, train__warmup=0, train__val_tokens=64)
 # The matrices of one shape are one batch in NorMuon's products.
 BATCHES = sets(optim__groups="{matrices: {match: 'layers.*.mlp.*', kind: normuon, lr: 0.02}}")
 # Attention takes more than the 48 KiB of shared memory that a kernel has without asking.
@@ -74,7 +74,7 @@ def as_on(devices, tmp, bound, *words):
     products are in other orders: in f32 the eight orders tried (oneDNN's on two devices, the stand-in's five,
     one of them through a workspace) differ by 3e-5 after 20 steps of AdamW, whose first steps turn signs of
     tiny gradients into whole steps."""
-    words = [*words, *sets(train__micro_batches=4, train__clip=0.5, train__val_tokens=128)]
+    words = [*sets(train__tokens_per_step=256, train__micro_batches=4, train__clip=0.5, train__val_tokens=128), *words]
     run_cuda(tmp, "cuda", *words, faults="leaks")
     clean(tmp)
     for device in devices:

@@ -86,10 +86,13 @@ def verify_sequences_of_several_tiles(tmp):
     expect("on 300 tokens" in r.out, r)
 
 
+FEW = sets(train__tokens_per_step=256)
+
+
 def curves(tmp, *words):
     d = make_data(tmp)
     for out in ("cpu", "simt"):
-        train(tmp / out, *d, *words, "--device", out)
+        train(tmp / out, *d, *FEW, *words, "--device", out)
     return losses(tmp / "cpu"), losses(tmp / "simt")
 
 
@@ -116,7 +119,7 @@ def trains_as_cpu_in_bf16(tmp):
 def repeats_bit_for_bit(tmp):
     d = make_data(tmp)
     for out, threads in ("one", 1), ("two", 2):
-        train(tmp / out, *d, "--device", "simt", "--threads", threads)
+        train(tmp / out, *d, *FEW, "--device", "simt", "--threads", threads)
     expect(losses(tmp / "one") == losses(tmp / "two"))
     expect((tmp / "one/run/final.safetensors").read_bytes() == (tmp / "two/run/final.safetensors").read_bytes())
 

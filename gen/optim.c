@@ -168,6 +168,9 @@ find_untie(Ctx *c)
 		ERR(c, "train.untie", "model.tied is true: embed and head are one parameter to the end");
 		return;
 	}
+	if (c->s->clip > 0)
+		ERR(c, "train.clip", "embed and head are one parameter at first (train.untie), and the norm of clip %g "
+		    "would count their gradients apart", c->s->clip);
 	if (e->kind != h->kind)
 		ERR(c, key_of(c, either(c->kind, m), "kind"), "embed and head are one parameter at first (train.untie), and "
 		    "have different optimizers");

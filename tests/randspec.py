@@ -97,6 +97,7 @@ class Spec:
             tree["train"].pop("clip", None)
         if "stages" in tree["train"] and not tree["model"].get("tied") and self.chance(0.3):
             tree["train"]["untie"] = self.rng.choice(list(tree["train"]["stages"]))
+            tree["train"].pop("clip", None)
         if self.chance(0.7):
             tree["target"] = self.rng.choice(["cpu", "cpu", "h100", "h200"])
         return {k: v for k, v in tree.items() if v != {}}

@@ -22,7 +22,10 @@ copy_tile(double *t, const double *x, long rows, long k, long xi, long xk)
 
 /* s[i] = sum over k of a[k, i] b[k], in the order of k; without contraction, so
  * that every processor says the same */
-static __attribute__((target_clones("avx2", "default"))) void
+#ifdef __x86_64__
+__attribute__((target_clones("avx2", "default")))
+#endif
+static void
 multiply_tile(Row s[Tile], const double *a, const Row *b, long k)
 {
 	Row r[Tile] = { { 0 } };

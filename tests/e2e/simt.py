@@ -86,7 +86,7 @@ def verify_sequences_of_several_tiles(tmp):
     expect("on 300 tokens" in r.out, r)
 
 
-FEW = sets(train__tokens_per_step=256)
+FEW = sets(train__tokens_per_step=256)      # a token is work for many fibers
 
 
 def curves(tmp, *words):
